@@ -1,0 +1,256 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sort"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+)
+
+// Mode says how programs are attached.
+type Mode string
+
+// The modes. Auto is tcx where the kernel has it (Linux 6.6), else clsact.
+const (
+	Auto   Mode = "auto"
+	TCX    Mode = "tcx"
+	Clsact Mode = "clsact"
+)
+
+// ErrNoTCX: this kernel has no tcx hooks.
+var ErrNoTCX = errors.New("this kernel has no tcx (Linux 6.6)")
+
+// Interface is where programs are to be attached.
+type Interface struct {
+	Index int
+	Name  string
+	L3    bool // packets begin with the IP header
+}
+
+// Attachment is an interface that is measured.
+type Attachment struct {
+	Interface
+	Mode Mode // TCX or Clsact
+}
+
+// direction is one hook of an interface.
+type direction string
+
+const (
+	ingress direction = "ingress"
+	egress  direction = "egress"
+)
+
+var directions = []direction{ingress, egress}
+
+// attacher knows what is attached where. What it finds in the kernel counts,
+// not what it remembers.
+type attacher struct {
+	mode     Mode
+	links    string // the directory of pinned tcx links
+	programs *kernelPrograms
+
+	mu       sync.Mutex
+	attached map[int]Attachment
+}
+
+func (a *attacher) program(iface Interface, d direction) *ebpf.Program {
+	switch {
+	case d == ingress && iface.L3:
+		return a.programs.FlatIngressL3
+	case d == ingress:
+		return a.programs.FlatIngress
+	case iface.L3:
+		return a.programs.FlatEgressL3
+	}
+	return a.programs.FlatEgress
+}
+
+// SetMode changes how interfaces are attached from now on.
+func (s *State) SetMode(m Mode) { s.attacher.mode = m }
+
+// Attach makes sure that this state's programs, and no older ones of flatd's,
+// see each packet of the interface once. It may be called at any time again;
+// changed says whether it had to do anything.
+func (s *State) Attach(iface Interface) (changed bool, err error) {
+	a := &s.attacher
+	mode := a.mode
+	if mode != Clsact {
+		changed, err = a.attachTCX(iface)
+		if errors.Is(err, ErrNoTCX) && mode == Auto {
+			mode = Clsact
+		}
+	}
+	if mode == Clsact {
+		changed, err = a.attachClsact(iface)
+	} else {
+		mode = TCX
+	}
+	if err != nil {
+		return changed, fmt.Errorf("attach %s by %s: %w", iface.Name, mode, err)
+	}
+	// The other way may be left from an earlier configuration.
+	if mode == TCX {
+		err = detachClsact(iface.Index)
+	} else {
+		err = a.detachTCX(iface.Index)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.attached == nil {
+		a.attached = make(map[int]Attachment)
+	}
+	a.attached[iface.Index] = Attachment{Interface: iface, Mode: mode}
+	return changed, err
+}
+
+// Detach removes flatd's programs from an interface, which may be gone.
+func (s *State) Detach(index int) error {
+	a := &s.attacher
+	a.mu.Lock()
+	delete(a.attached, index)
+	a.mu.Unlock()
+	if err := errors.Join(a.detachTCX(index), detachClsact(index)); err != nil {
+		return fmt.Errorf("detach interface %d: %w", index, err)
+	}
+	return nil
+}
+
+// Attachments lists the measured interfaces by index.
+func (s *State) Attachments() []Attachment {
+	a := &s.attacher
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	all := make([]Attachment, 0, len(a.attached))
+	for _, at := range a.attached {
+		all = append(all, at)
+	}
+	sort.Slice(all, func(i, j int) bool { return all[i].Index < all[j].Index })
+	return all
+}
+
+// Leftovers lists the indexes of interfaces that have, or had, programs of an
+// earlier daemon with this pin path.
+func (s *State) Leftovers() ([]int, error) {
+	indexes := make(map[int]bool)
+	pins, err := os.ReadDir(s.attacher.links)
+	if err != nil {
+		return nil, fmt.Errorf("list pinned links: %w", err)
+	}
+	for _, pin := range pins {
+		name, _, _ := strings.Cut(pin.Name(), "-")
+		if index, err := strconv.Atoi(name); err == nil {
+			indexes[index] = true
+		}
+	}
+	filtered, err := clsactInterfaces()
+	if err != nil {
+		return nil, err
+	}
+	for _, index := range filtered {
+		indexes[index] = true
+	}
+	list := make([]int, 0, len(indexes))
+	for index := range indexes {
+		list = append(list, index)
+	}
+	sort.Ints(list)
+	return list, nil
+}
+
+func (a *attacher) linkPath(index int, d direction) string {
+	return filepath.Join(a.links, fmt.Sprintf("%d-%s", index, d))
+}
+
+// attachTCX puts the programs at the head of the interface's tcx chains, by
+// links that are pinned.
+func (a *attacher) attachTCX(iface Interface) (changed bool, err error) {
+	for _, d := range directions {
+		did, err := a.linkTCX(iface, d)
+		if err != nil {
+			return changed, err
+		}
+		changed = changed || did
+	}
+	return changed, nil
+}
+
+func (a *attacher) linkTCX(iface Interface, d direction) (changed bool, err error) {
+	program := a.program(iface, d)
+	path := a.linkPath(iface.Index, d)
+	if l, err := link.LoadPinnedLink(path, nil); err == nil {
+		defer l.Close()
+		switch current, err := linkedProgram(l, iface.Index); {
+		case err != nil: // the interface it was made for is gone
+			if err := os.Remove(path); err != nil {
+				return false, fmt.Errorf("unpin a stale link: %w", err)
+			}
+		case sameProgram(program, current):
+			return false, nil
+		default:
+			if err := l.Update(program); err != nil {
+				return false, fmt.Errorf("put the new program in place: %w", err)
+			}
+			return true, nil
+		}
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return false, explain(fmt.Errorf("open pinned link %s: %w", path, err))
+	}
+
+	attach := ebpf.AttachTCXIngress
+	if d == egress {
+		attach = ebpf.AttachTCXEgress
+	}
+	l, err := link.AttachTCX(link.TCXOptions{Interface: iface.Index, Program: program, Attach: attach, Anchor: link.Head()})
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		return false, ErrNoTCX
+	}
+	if err != nil {
+		return false, explain(fmt.Errorf("attach to %s: %w", d, err))
+	}
+	defer l.Close()
+	if err := l.Pin(path); err != nil {
+		return false, fmt.Errorf("pin the link: %w", err)
+	}
+	return true, nil
+}
+
+// linkedProgram returns the program of a link that is attached to index.
+func linkedProgram(l link.Link, index int) (ebpf.ProgramID, error) {
+	info, err := l.Info()
+	if err != nil {
+		return 0, err
+	}
+	tcx := info.TCX()
+	if tcx == nil || int(tcx.Ifindex) != index {
+		return 0, errors.New("not attached any more")
+	}
+	return info.Program, nil
+}
+
+func sameProgram(p *ebpf.Program, id ebpf.ProgramID) bool {
+	info, err := p.Info()
+	if err != nil {
+		return false
+	}
+	own, ok := info.ID()
+	return ok && own == id
+}
+
+// detachTCX removes our links; without the last reference they detach.
+func (a *attacher) detachTCX(index int) error {
+	var errs []error
+	for _, d := range directions {
+		if err := os.Remove(a.linkPath(index, d)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("unpin the link: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,123 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// What makes a filter ours: priority, handle and name together. The qdisc is
+// never ours: whoever made it, others may use it by now.
+const (
+	clsactPriority = 10
+	clsactHandle   = 0xf1a7
+	clsactPrefix   = "flatd_" // name: flatd_ingress, flatd_egress
+)
+
+func clsactParent(d direction) uint32 {
+	if d == ingress {
+		return netlink.HANDLE_MIN_INGRESS
+	}
+	return netlink.HANDLE_MIN_EGRESS
+}
+
+// attachClsact adds our filters to the interface's clsact qdisc, and that
+// qdisc if there is none.
+func (a *attacher) attachClsact(iface Interface) (changed bool, err error) {
+	qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: iface.Index,
+		Handle:    netlink.MakeHandle(0xffff, 0),
+		Parent:    netlink.HANDLE_CLSACT,
+	}}
+	if err := netlink.QdiscAdd(qdisc); err != nil && !errors.Is(err, unix.EEXIST) {
+		return false, explain(fmt.Errorf("add the clsact qdisc: %w", err))
+	}
+	for _, d := range directions {
+		program := a.program(iface, d)
+		current, err := findFilter(iface.Index, d)
+		if err != nil {
+			return changed, err
+		}
+		if current != nil && sameProgram(program, ebpf.ProgramID(current.Id)) {
+			continue
+		}
+		filter := &netlink.BpfFilter{
+			FilterAttrs: netlink.FilterAttrs{
+				LinkIndex: iface.Index,
+				Parent:    clsactParent(d),
+				Priority:  clsactPriority,
+				Handle:    clsactHandle,
+				Protocol:  unix.ETH_P_ALL,
+			},
+			Fd:           program.FD(),
+			Name:         clsactPrefix + string(d),
+			DirectAction: true,
+		}
+		if err := netlink.FilterReplace(filter); err != nil {
+			return changed, explain(fmt.Errorf("add the %s filter: %w", d, err))
+		}
+		changed = true
+	}
+	return changed, nil
+}
+
+// findFilter returns our filter, nil if there is none, or an error if somebody
+// else's stands in its place.
+func findFilter(index int, d direction) (*netlink.BpfFilter, error) {
+	link := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: index}}
+	filters, err := netlink.FilterList(link, clsactParent(d))
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) {
+		return nil, nil // no clsact qdisc, no such interface
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list %s filters: %w", d, err)
+	}
+	for _, f := range filters {
+		attrs := f.Attrs()
+		if attrs.Priority != clsactPriority || attrs.Handle != clsactHandle {
+			continue
+		}
+		if bpf, ok := f.(*netlink.BpfFilter); ok && bpf.Name == clsactPrefix+string(d) {
+			return bpf, nil
+		}
+		return nil, fmt.Errorf("a foreign %s filter has priority %d and handle %#x; see `tc filter show`", d, clsactPriority, clsactHandle)
+	}
+	return nil, nil
+}
+
+// detachClsact removes our filters and nothing else.
+func detachClsact(index int) error {
+	var errs []error
+	for _, d := range directions {
+		filter, err := findFilter(index, d)
+		if err != nil || filter == nil {
+			continue // not ours
+		}
+		if err := netlink.FilterDel(filter); err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("remove the %s filter: %w", d, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// clsactInterfaces lists the interfaces that carry a filter of ours.
+func clsactInterfaces() ([]int, error) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	var indexes []int
+	for _, l := range links {
+		index := l.Attrs().Index
+		for _, d := range directions {
+			if f, err := findFilter(index, d); err == nil && f != nil {
+				indexes = append(indexes, index)
+				break
+			}
+		}
+	}
+	return indexes, nil
+}

@@ -1,0 +1,116 @@
+package bpf
+
+import (
+	"fmt"
+
+	"github.com/cilium/ebpf"
+)
+
+// Counter is an index into the kernel's counters (counters.h).
+type Counter uint32
+
+// The counters that code outside the kernel needs by name. All others are
+// read through Counters.Each.
+const (
+	Requests    = Counter(kernelFlatCounterCOUNT_REQUESTS)
+	Finished    = Counter(kernelFlatCounterCOUNT_FINISHED)
+	TimedOut    = Counter(kernelFlatCounterCOUNT_TIMED_OUT)
+	Replaced    = Counter(kernelFlatCounterCOUNT_REPLACED)
+	PendingFull = Counter(kernelFlatCounterCOUNT_PENDING_FULL)
+	TooFast     = Counter(kernelFlatCounterCOUNT_TOO_FAST)
+	SampledOut  = Counter(kernelFlatCounterCOUNT_SAMPLED_OUT)
+	RingFull    = Counter(kernelFlatCounterCOUNT_RING_FULL)
+	LossTold    = Counter(kernelFlatCounterCOUNT_LOSS_TOLD)
+
+	countersMax = Counter(kernelFlatCounterCOUNTERS_MAX)
+)
+
+var counterNames = [countersMax]string{
+	kernelFlatCounterCOUNT_REQUESTS:       "requests",
+	kernelFlatCounterCOUNT_FINISHED:       "finished",
+	kernelFlatCounterCOUNT_TIMED_OUT:      "timed_out",
+	kernelFlatCounterCOUNT_REPLACED:       "replaced",
+	kernelFlatCounterCOUNT_PENDING_FULL:   "pending_full",
+	kernelFlatCounterCOUNT_TOO_FAST:       "too_fast",
+	kernelFlatCounterCOUNT_SAMPLED_OUT:    "sampled_out",
+	kernelFlatCounterCOUNT_RING_FULL:      "ring_full",
+	kernelFlatCounterCOUNT_HISTOGRAM_FULL: "histogram_full",
+	kernelFlatCounterCOUNT_REPEATS:        "repeats",
+	kernelFlatCounterCOUNT_LOSS_TOLD:      "loss_told",
+	kernelFlatCounterCOUNT_ASLEEP:         "asleep",
+	kernelFlatCounterCOUNT_FILTERED:       "filtered",
+	kernelFlatCounterCOUNT_UNMATCHED:      "unmatched",
+	kernelFlatCounterCOUNT_WRONG_ACK:      "wrong_ack",
+	kernelFlatCounterCOUNT_LATE:           "late",
+	kernelFlatCounterCOUNT_FLOW:           "flow",
+	kernelFlatCounterCOUNT_NOT_IP:         "not_ip",
+	kernelFlatCounterCOUNT_PROTOCOL:       "protocol",
+	kernelFlatCounterCOUNT_ICMP_OTHER:     "icmp_other",
+	kernelFlatCounterCOUNT_FRAGMENT:       "fragment",
+	kernelFlatCounterCOUNT_TRUNCATED:      "truncated",
+	kernelFlatCounterCOUNT_MALFORMED:      "malformed",
+	kernelFlatCounterCOUNT_EXTENSIONS:     "extensions",
+	kernelFlatCounterCOUNT_MULTICAST:      "multicast",
+	kernelFlatCounterCOUNT_DNS_OTHER:      "dns_other",
+}
+
+// String is the counter's name in status, metrics and documents.
+func (c Counter) String() string {
+	if c >= countersMax {
+		return fmt.Sprintf("counter%d", uint32(c))
+	}
+	return counterNames[c]
+}
+
+// Counters are the kernel's counters at one moment, summed over its CPUs.
+type Counters [countersMax]uint64
+
+// Map returns the counters by name.
+func (c *Counters) Map() map[string]uint64 {
+	m := make(map[string]uint64, len(c))
+	for i, v := range c {
+		m[Counter(i).String()] = v
+	}
+	return m
+}
+
+// Counters reads all counters. They only ever grow while the pins live.
+func (s *State) Counters() (Counters, error) {
+	var sums Counters
+	for i := range sums {
+		var perCPU []uint64
+		if err := s.maps.FlatCounters.Lookup(uint32(i), &perCPU); err != nil {
+			return sums, fmt.Errorf("read counter %s: %w", Counter(i), err)
+		}
+		for _, v := range perCPU {
+			sums[i] += v
+		}
+	}
+	return sums, nil
+}
+
+// add raises a counter that no program writes: those "kept by user space".
+func (s *State) add(c Counter, n uint64) error {
+	var perCPU []uint64
+	if err := s.maps.FlatCounters.Lookup(uint32(c), &perCPU); err != nil {
+		return fmt.Errorf("read counter %s: %w", c, err)
+	}
+	perCPU[0] += n
+	if err := s.maps.FlatCounters.Update(uint32(c), perCPU, ebpf.UpdateAny); err != nil {
+		return fmt.Errorf("raise counter %s: %w", c, err)
+	}
+	return nil
+}
+
+// UntoldLoss returns how many finished exchanges found the ring full and have
+// not been reported as lost yet, by this daemon or one before it.
+func (s *State) UntoldLoss() (uint64, error) {
+	c, err := s.Counters()
+	if err != nil {
+		return 0, err
+	}
+	return c[RingFull] - c[LossTold], nil
+}
+
+// TellLoss notes that n lost exchanges have been reported.
+func (s *State) TellLoss(n uint64) error { return s.add(LossTold, n) }

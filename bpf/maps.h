@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The state that outlives every process. Each map is pinned by its name, below
+ * the directory the loader chooses: flatd's own, or /sys/fs/bpf/tc/globals when
+ * tc(8) loads the object, so that ingress and egress share one set.
+ */
+#pragma once
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "counters.h"
+#include "histogram.h"
+#include "record.h"
+#include "settings.h"
+
+#define PENDING_MAX 65536
+#define RING_BYTES (4 << 20)
+#define NETS_MAX 2048
+#define HISTOGRAMS_MAX 512
+
+/*
+ * A pending exchange, as this host sees it: an outgoing packet's source is
+ * local, an incoming one's destination is. Request and answer thus have the
+ * same key, and the answer's is the request's five-tuple reversed.
+ */
+struct flat_key {
+	union flat_addr local;
+	union flat_addr remote;
+	__be16 local_port;
+	__be16 remote_port;
+	__u32 id;      /* as in struct flat_record */
+	__u32 ifindex; /* 0 if answers may arrive on any interface */
+	__u32 kind;    /* enum flat_kind */
+};
+
+enum flat_state {
+	STATE_OPEN = 0,
+	STATE_ANSWERED = 1, /* a UDP flow, kept until it is idle */
+	STATE_TIMED_OUT = 2, /* reported; kept to recognise its retransmits */
+};
+
+/*
+ * Whoever deletes an open entry owns the exchange: the program that saw the
+ * answer or the daemon's sweep that saw the timeout, never both.
+ */
+struct flat_pending {
+	__u64 first_ns; /* first request packet */
+	__u64 last_ns;	/* latest request packet; for a UDP flow latest datagram */
+	__u32 isn;	/* TCP: sequence number of the SYN */
+	__u32 payload;	/* TCP: bytes in the SYN (RFC 7413) */
+	__u32 repeats;
+	__u32 ifindex;	/* where the request was seen */
+	__u16 vlan;
+	__u8 state;	/* enum flat_state */
+	__u8 ttl;
+	__u8 flags;	/* enum flat_record_flags */
+	__u8 reserved[3];
+};
+
+struct flat_numbering {
+	struct bpf_spin_lock lock;
+	__u32 reserved;
+	__u64 last;
+};
+
+/* Requests of this host. Plain hashes: an LRU would forget without a word. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, PENDING_MAX);
+	__type(key, struct flat_key);
+	__type(value, struct flat_pending);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flat_ours SEC(".maps");
+
+/* Requests to this host, apart, so that a flood of them cannot evict ours. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, PENDING_MAX);
+	__type(key, struct flat_key);
+	__type(value, struct flat_pending);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flat_theirs SEC(".maps");
+
+/* Finished exchanges on their way to user space. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, RING_BYTES);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flat_events SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct flat_options);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flat_settings SEC(".maps");
+
+/* Peers to measure or not, of both generations while a reload changes them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, NETS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct flat_net);
+	__type(value, __u32); /* enum flat_net_verdict */
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flat_nets SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, COUNTERS_MAX);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flat_counters SEC(".maps");
+
+/* Made when first needed: a full set for every CPU would be megabytes of zeros. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, HISTOGRAMS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct flat_histogram_key);
+	__type(value, struct flat_histogram);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flat_histograms SEC(".maps");
+
+/*
+ * A lock and not an atomic addition: those that return the old value need
+ * Linux 5.12, and flatd loads on 5.10.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct flat_numbering);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flat_sequence SEC(".maps");
+
+static __always_inline void count(enum flat_counter which)
+{
+	__u32 key = which;
+	__u64 *value = bpf_map_lookup_elem(&flat_counters, &key);
+
+	if (value)
+		*value += 1;
+}

@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * From the start of a packet to its transport header. Nothing here looks into
+ * a map or calls a helper: this is what each packet of the host pays.
+ */
+#pragma once
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/types.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "counters.h"
+
+#define VLAN_TAGS_MAX 2
+#define EXTENSIONS_MAX 6
+
+enum direction {
+	INGRESS,
+	EGRESS,
+};
+
+/* What a packet begins with on this device. */
+enum link {
+	LINK_ETHERNET,
+	LINK_NONE, /* tun, wireguard, ppp, ipip: straight with the IP header */
+};
+
+/* The bytes still to be read. Each parser checks them, then moves on. */
+struct cursor {
+	void *pos;
+	void *end;
+	__u32 offset; /* of pos; subtracting packet pointers would take CAP_PERFMON */
+};
+
+/*
+ * Where things are in a packet. Offsets and not pointers, so that the handlers
+ * can be functions of their own: on Linux 5.10 those take scalars alone.
+ */
+struct packet {
+	__u32 network;	 /* offset of the IP header */
+	__u32 transport; /* offset of the TCP, UDP or ICMP header, whose fixed part is there */
+	__u32 length;	 /* of transport header and payload, by the IP header */
+	__u32 traits;	 /* enum trait, and the outermost VLAN id in the upper half */
+	__u8 protocol;
+};
+
+enum trait {
+	TRAIT_EGRESS = 1 << 0,
+	TRAIT_IPV6 = 1 << 1,
+	TRAIT_GROUP = 1 << 2, /* sent to an Ethernet group address */
+};
+
+#define TRAIT_VLAN_SHIFT 16
+
+/* What parse() made of a packet. A negative value is minus an enum flat_counter. */
+enum parsed {
+	PARSED_SKIP = 0, /* an ordinary TCP segment: nothing to learn, nothing to count */
+	PARSED = 1,
+};
+
+static __always_inline void advance(struct cursor *c, __u32 bytes)
+{
+	c->pos += bytes;
+	c->offset += bytes;
+}
+
+struct vlan_tag {
+	__be16 tci;
+	__be16 protocol; /* of what follows */
+};
+
+/* The type and code octets, then identifier and sequence of an echo (RFC 792, RFC 4443). */
+struct icmp_echo {
+	__u8 type;
+	__u8 code;
+	__be16 checksum;
+	__be16 id;
+	__be16 sequence;
+};
+
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+
+/* The fixed part (RFC 9293, 3.1), with octets where C bit-fields would depend on endianness. */
+struct tcp_header {
+	__be16 source;
+	__be16 destination;
+	__be32 sequence;
+	__be32 acknowledgment;
+	__u8 offset; /* header length in words, in the upper half */
+	__u8 flags;
+	__be16 window;
+	__be16 checksum;
+	__be16 urgent;
+};
+
+struct udp_header {
+	__be16 source;
+	__be16 destination;
+	__be16 length;
+	__be16 checksum;
+};
+
+/* parse_ethernet returns the EtherType in network order, or a negative counter. */
+static __always_inline int parse_ethernet(struct cursor *c, struct packet *p)
+{
+	struct ethhdr *eth = c->pos;
+	__be16 protocol;
+
+	if ((void *)(eth + 1) > c->end)
+		return -COUNT_TRUNCATED;
+	advance(c, sizeof(*eth));
+	if (eth->h_dest[0] & 1)
+		p->traits |= TRAIT_GROUP;
+	protocol = eth->h_proto;
+
+#pragma unroll
+	for (int i = 0; i < VLAN_TAGS_MAX; i++) {
+		struct vlan_tag *tag = c->pos;
+
+		if (protocol != bpf_htons(ETH_P_8021Q) && protocol != bpf_htons(ETH_P_8021AD))
+			return protocol;
+		if ((void *)(tag + 1) > c->end)
+			return -COUNT_TRUNCATED;
+		advance(c, sizeof(*tag));
+		if (i == 0)
+			p->traits |= (bpf_ntohs(tag->tci) & 0xfff) << TRAIT_VLAN_SHIFT;
+		protocol = tag->protocol;
+	}
+	if (protocol == bpf_htons(ETH_P_8021Q) || protocol == bpf_htons(ETH_P_8021AD))
+		return -COUNT_EXTENSIONS;
+	return protocol;
+}
+
+static __always_inline int parse_ipv4(struct cursor *c, struct packet *p)
+{
+	struct iphdr *ip = c->pos;
+	__u32 header;
+
+	if ((void *)(ip + 1) > c->end)
+		return -COUNT_TRUNCATED;
+	header = ip->ihl * 4;
+	if (ip->version != 4 || header < sizeof(*ip))
+		return -COUNT_MALFORMED;
+	if (ip->frag_off & bpf_htons(0x1fff))
+		return -COUNT_FRAGMENT;
+	p->network = c->offset;
+	p->protocol = ip->protocol;
+	p->length = bpf_ntohs(ip->tot_len) - header;
+	advance(c, header);
+	return PARSED;
+}
+
+/* Every extension header that may precede the transport header starts like this. */
+struct extension {
+	__u8 next;
+	__u8 length;	   /* in 8 octets beyond the first 8; AH: in 4 octets, less 2 */
+	__be16 fragment;   /* fragment header: offset in the upper 13 bits */
+	__be32 rest;
+};
+
+static __always_inline int parse_ipv6(struct cursor *c, struct packet *p)
+{
+	struct ipv6hdr *ip = c->pos;
+	__u32 length;
+
+	if ((void *)(ip + 1) > c->end)
+		return -COUNT_TRUNCATED;
+	if (ip->version != 6)
+		return -COUNT_MALFORMED;
+	p->network = c->offset;
+	p->traits |= TRAIT_IPV6;
+	p->protocol = ip->nexthdr;
+	length = bpf_ntohs(ip->payload_len);
+	advance(c, sizeof(*ip));
+
+#pragma unroll
+	for (int i = 0; i <= EXTENSIONS_MAX; i++) {
+		struct extension *ext = c->pos;
+		__u32 size;
+
+		if (p->protocol != IPPROTO_HOPOPTS && p->protocol != IPPROTO_ROUTING &&
+		    p->protocol != IPPROTO_DSTOPTS && p->protocol != IPPROTO_FRAGMENT &&
+		    p->protocol != IPPROTO_AH)
+			break;
+		if (i == EXTENSIONS_MAX)
+			return -COUNT_EXTENSIONS;
+		if ((void *)(ext + 1) > c->end)
+			return -COUNT_TRUNCATED;
+		size = 8 + 8 * (__u32)ext->length;
+		if (p->protocol == IPPROTO_AH)
+			size = 8 + 4 * (__u32)ext->length;
+		if (p->protocol == IPPROTO_FRAGMENT) {
+			if (ext->fragment & bpf_htons(0xfff8))
+				return -COUNT_FRAGMENT;
+			size = 8;
+		}
+		p->protocol = ext->next;
+		length -= size;
+		advance(c, size);
+	}
+	p->length = length;
+	return PARSED;
+}
+
+static __always_inline int parse(struct __sk_buff *skb, struct packet *p, enum link link)
+{
+	struct cursor c = {(void *)(long)skb->data, (void *)(long)skb->data_end, 0};
+	int protocol = link == LINK_ETHERNET ? parse_ethernet(&c, p) : (__u16)skb->protocol;
+	struct tcp_header *tcp;
+	int result;
+
+	if (protocol == bpf_htons(ETH_P_IP))
+		result = parse_ipv4(&c, p);
+	else if (protocol == bpf_htons(ETH_P_IPV6))
+		result = parse_ipv6(&c, p);
+	else
+		result = protocol < 0 ? protocol : -COUNT_NOT_IP;
+	if (result < 0)
+		return result;
+
+	p->transport = c.offset;
+	switch (p->protocol) {
+	case IPPROTO_TCP:
+		tcp = c.pos;
+		if ((void *)(tcp + 1) > c.end)
+			return -COUNT_TRUNCATED;
+		return tcp->flags & (TCP_SYN | TCP_RST) ? PARSED : PARSED_SKIP;
+	case IPPROTO_UDP:
+		return c.pos + sizeof(struct udp_header) > c.end ? -COUNT_TRUNCATED : PARSED;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		return c.pos + sizeof(struct icmp_echo) > c.end ? -COUNT_TRUNCATED : PARSED;
+	}
+	return -COUNT_PROTOCOL;
+}

@@ -1,0 +1,382 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The tables of open requests: remember() puts a request in, finish() takes
+ * its answer and hands the exchange to user space.
+ */
+#pragma once
+
+#include <stdbool.h>
+
+#include "maps.h"
+#include "parse.h"
+
+#ifdef FLAT_TRACE
+#define trace(fmt, ...) bpf_printk("flat: " fmt, ##__VA_ARGS__)
+#else
+#define trace(fmt, ...)                                                                            \
+	do {                                                                                       \
+	} while (0)
+#endif
+
+/* A packet that may be one half of an exchange, with what its handler found out. */
+struct half {
+	struct __sk_buff *skb;
+	const struct flat_options *settings;
+	struct flat_key key;
+	__u64 now;
+	enum direction direction;
+	__u16 vlan;
+	__u8 ttl;   /* or hop limit */
+	bool ipv6;
+	bool group; /* sent to a multicast or broadcast address */
+};
+
+/* Requests this host made go out, those made to it come in; answers the other way. */
+static __always_inline enum flat_side side_of_request(enum direction d)
+{
+	return d == EGRESS ? SIDE_CLIENT : SIDE_SERVER;
+}
+
+static __always_inline enum flat_side side_of_answer(enum direction d)
+{
+	return d == EGRESS ? SIDE_SERVER : SIDE_CLIENT;
+}
+
+static __always_inline void *table_of(enum flat_side side)
+{
+	return side == SIDE_CLIENT ? (void *)&flat_ours : (void *)&flat_theirs;
+}
+
+static __always_inline void copy_ipv4(union flat_addr *to, __be32 addr)
+{
+	to->words[0] = 0;
+	to->words[1] = 0;
+	to->words[2] = bpf_htonl(0xffff);
+	to->words[3] = addr;
+}
+
+static __always_inline void copy_ipv6(union flat_addr *to, const struct in6_addr *addr)
+{
+	__builtin_memcpy(to, addr, sizeof(*to));
+}
+
+/* 224.0.0.0/4 (RFC 5771) and the limited broadcast (RFC 919). */
+static __always_inline bool is_ipv4_group(__be32 addr)
+{
+	return (addr & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) ||
+	       addr == bpf_htonl(0xffffffff);
+}
+
+static __always_inline __u64 udp_idle(const struct half *h)
+{
+	return h->settings->udp_idle_ns ? h->settings->udp_idle_ns : UDP_IDLE_DEFAULT_NS;
+}
+
+/* set_addresses reads what the handlers need of the IP header. */
+static __always_inline bool set_addresses(struct half *h, __u32 network)
+{
+	bool out = h->direction == EGRESS;
+	union flat_addr *from = out ? &h->key.local : &h->key.remote;
+	union flat_addr *to = out ? &h->key.remote : &h->key.local;
+
+	if (h->ipv6) {
+		struct ipv6hdr ip;
+
+		if (bpf_skb_load_bytes(h->skb, network, &ip, sizeof(ip)))
+			return false;
+		copy_ipv6(from, &ip.saddr);
+		copy_ipv6(to, &ip.daddr);
+		h->ttl = ip.hop_limit;
+		h->group |= ip.daddr.s6_addr[0] == 0xff;
+	} else {
+		struct iphdr ip;
+
+		if (bpf_skb_load_bytes(h->skb, network, &ip, sizeof(ip)))
+			return false;
+		copy_ipv4(from, ip.saddr);
+		copy_ipv4(to, ip.daddr);
+		h->ttl = ip.ttl;
+		h->group |= is_ipv4_group(ip.daddr);
+	}
+	return true;
+}
+
+/* take begins with a packet, unless the programs are to sleep. */
+static __always_inline bool take(struct half *h, struct __sk_buff *skb, __u32 network,
+				 __u32 traits)
+{
+	__u32 zero = 0;
+
+	__builtin_memset(h, 0, sizeof(*h));
+	h->skb = skb;
+	h->settings = bpf_map_lookup_elem(&flat_settings, &zero);
+	if (!h->settings)
+		return false;
+	h->now = bpf_ktime_get_boot_ns();
+	if (h->settings->lease_until_ns && h->now > h->settings->lease_until_ns) {
+		count(COUNT_ASLEEP);
+		return false;
+	}
+	h->direction = traits & TRAIT_EGRESS ? EGRESS : INGRESS;
+	h->ipv6 = traits & TRAIT_IPV6;
+	h->group = traits & TRAIT_GROUP;
+	h->vlan = skb->vlan_present ? skb->vlan_tci & 0xfff : traits >> TRAIT_VLAN_SHIFT;
+	h->key.ifindex = h->settings->flags & SETTING_MATCH_HOST ? 0 : skb->ifindex;
+	if (!set_addresses(h, network)) {
+		count(COUNT_TRUNCATED);
+		return false;
+	}
+	return true;
+}
+
+/* set_exchange completes the key with what the transport header says. */
+static __always_inline void set_exchange(struct half *h, enum flat_kind kind, __be16 source,
+					 __be16 destination, __u32 id)
+{
+	h->key.kind = kind;
+	h->key.local_port = h->direction == EGRESS ? source : destination;
+	h->key.remote_port = h->direction == EGRESS ? destination : source;
+	h->key.id = id;
+}
+
+/* new_request is what the table keeps of a request, as of now. */
+static __always_inline struct flat_pending new_request(const struct half *h)
+{
+	return (struct flat_pending){
+		.first_ns = h->now,
+		.last_ns = h->now,
+		.ifindex = h->skb->ifindex,
+		.vlan = h->vlan,
+		.ttl = h->ttl,
+	};
+}
+
+static __always_inline bool port_wanted(const struct flat_options *s, __be16 responder)
+{
+	__u16 port = bpf_ntohs(responder);
+
+	if (s->port_ranges_count == 0)
+		return true;
+	for (__u32 i = 0; i < PORT_RANGES_MAX; i++) {
+		if (i >= s->port_ranges_count)
+			break;
+		if (port >= s->port_ranges[i].first && port <= s->port_ranges[i].last)
+			return true;
+	}
+	return false;
+}
+
+static __always_inline bool peer_wanted(const struct flat_options *s, const struct flat_key *key)
+{
+	struct flat_net net = {
+		.prefix_bits = 32 + 128,
+		.generation = s->generation,
+		.addr = key->remote,
+	};
+	__u32 *verdict = bpf_map_lookup_elem(&flat_nets, &net);
+
+	if (verdict)
+		return *verdict == NET_INCLUDE;
+	return !(s->flags & SETTING_INCLUDE_LISTED);
+}
+
+/* The filter acts on requests alone: what was let in is followed to its end. */
+static __always_inline bool wanted(const struct half *h, enum flat_side side)
+{
+	const struct flat_options *s = h->settings;
+	const struct flat_key *key = &h->key;
+
+	if (s->skip_kinds & (1U << key->kind) || s->skip_sides & (1U << side))
+		return false;
+	/* An echo has no port; a port filter does not concern it. */
+	if (key->kind != KIND_ICMP &&
+	    !port_wanted(s, side == SIDE_CLIENT ? key->remote_port : key->local_port))
+		return false;
+	return peer_wanted(s, key);
+}
+
+/*
+ * remember puts a request into its table. `old` is what the table holds under
+ * this key, if anything; `again` says that this packet repeats that request.
+ */
+static __always_inline void remember(struct half *h, const struct flat_pending *request,
+				     struct flat_pending *old, bool again)
+{
+	enum flat_side side = side_of_request(h->direction);
+
+	if (old && again) {
+		old->last_ns = h->now;
+		old->repeats++;
+		count(COUNT_REPEATS);
+		return;
+	}
+	if (!wanted(h, side)) {
+		count(COUNT_FILTERED);
+		return;
+	}
+	if (old && old->state == STATE_OPEN)
+		count(COUNT_REPLACED);
+	count(COUNT_REQUESTS);
+	if (bpf_map_update_elem(table_of(side), &h->key, request, BPF_ANY))
+		count(COUNT_PENDING_FULL);
+	trace("request kind %d side %d id %x", h->key.kind, side, h->key.id);
+}
+
+static __always_inline __u64 next_sequence(void)
+{
+	__u32 zero = 0;
+	struct flat_numbering *s = bpf_map_lookup_elem(&flat_sequence, &zero);
+	__u64 next;
+
+	if (!s)
+		return 0;
+	bpf_spin_lock(&s->lock);
+	next = ++s->last;
+	bpf_spin_unlock(&s->lock);
+	return next;
+}
+
+static const struct flat_histogram no_durations;
+
+static __always_inline void observe_duration(const struct half *h, enum flat_side side,
+					     enum flat_result result, __u32 ifindex, __u64 ns)
+{
+	struct flat_histogram_key key = {
+		.ifindex = ifindex,
+		.kind = h->key.kind,
+		.side = side,
+		.result = result,
+		.ipv6 = h->ipv6,
+	};
+	struct flat_histogram *histogram = bpf_map_lookup_elem(&flat_histograms, &key);
+	__u32 bucket = histogram_bucket(ns);
+
+	if (!histogram) {
+		bpf_map_update_elem(&flat_histograms, &key, &no_durations, BPF_NOEXIST);
+		histogram = bpf_map_lookup_elem(&flat_histograms, &key);
+	}
+	if (!histogram) {
+		count(COUNT_HISTOGRAM_FULL);
+		return;
+	}
+	histogram->sum_ns += ns;
+	barrier_var(bucket); /* clang knows the bound and drops the check, the verifier wants it */
+	if (bucket < HISTOGRAM_BUCKETS)
+		histogram->buckets[bucket]++;
+}
+
+/* What an answer says, beside having come. */
+struct answer {
+	enum flat_result result;
+	bool success;
+	__u8 rcode;
+	__u32 question_offset; /* from the start of the packet */
+	__u32 question_length; /* bytes at hand, at most QUESTION_MAX */
+};
+
+static __always_inline void write_record(struct flat_record *r, const struct half *h,
+					 const struct flat_pending *open, enum flat_side side,
+					 const struct answer *a, __u64 sequence)
+{
+	bool client = side == SIDE_CLIENT;
+
+	r->sequence = sequence;
+	r->end_ns = h->now;
+	r->duration_ns = h->now - open->first_ns;
+	r->rtt_ns = h->now - open->last_ns;
+	r->source = client ? h->key.local : h->key.remote;
+	r->destination = client ? h->key.remote : h->key.local;
+	r->source_port = client ? h->key.local_port : h->key.remote_port;
+	r->destination_port = client ? h->key.remote_port : h->key.local_port;
+	r->ifindex = open->ifindex;
+	r->id = h->key.id;
+	r->repeats = open->repeats;
+	r->vlan = open->vlan;
+	r->kind = h->key.kind;
+	r->side = side;
+	r->result = a->result;
+	r->flags = open->flags | (open->repeats ? RECORD_AMBIGUOUS : RECORD_RTT);
+	r->ttl = client ? h->ttl : open->ttl;
+	r->rcode = a->rcode;
+	r->question_length = a->question_length;
+	r->reserved[0] = 0;
+	r->reserved[1] = 0;
+	r->reserved[2] = 0;
+}
+
+static __always_inline void report(const struct half *h, const struct flat_pending *open,
+				   enum flat_side side, const struct answer *a)
+{
+	__u64 sequence = next_sequence();
+	struct flat_record *r;
+
+	if (h->key.kind != KIND_DNS) {
+		r = bpf_ringbuf_reserve(&flat_events, sizeof(*r), 0);
+		if (!r) {
+			count(COUNT_RING_FULL);
+			return;
+		}
+		write_record(r, h, open, side, a, sequence);
+		bpf_ringbuf_submit(r, 0);
+		return;
+	}
+
+	struct flat_dns_record *d = bpf_ringbuf_reserve(&flat_events, sizeof(*d), 0);
+	__u64 length = a->question_length;
+
+	if (!d) {
+		count(COUNT_RING_FULL);
+		return;
+	}
+	write_record(&d->record, h, open, side, a, sequence);
+	barrier_var(length); /* the check again, for the verifier: see observe_duration */
+	if (length < 1 || length > QUESTION_MAX ||
+	    bpf_skb_load_bytes(h->skb, a->question_offset, d->question, length))
+		d->record.question_length = 0;
+	bpf_ringbuf_submit(d, 0);
+}
+
+/*
+ * finish closes an open exchange, unless the sweep or another CPU was faster.
+ * It returns whether it did.
+ */
+static __always_inline bool finish(struct half *h, const struct flat_pending *found,
+				   const struct answer *a)
+{
+	const struct flat_options *s = h->settings;
+	enum flat_side side = side_of_answer(h->direction);
+	/* Deleting the entry frees it for reuse at once, so keep what it said. */
+	struct flat_pending open = *found;
+
+	if (bpf_map_delete_elem(table_of(side), &h->key))
+		return false;
+	/* Two CPUs may see request and answer with clocks a little apart. */
+	if (open.first_ns > h->now)
+		open.first_ns = h->now;
+	if (open.last_ns > h->now)
+		open.last_ns = h->now;
+
+	count(COUNT_FINISHED);
+	trace("answer kind %d result %d in %llu ns", h->key.kind, a->result,
+	      h->now - open.first_ns);
+	observe_duration(h, side, a->result, open.ifindex, h->now - open.first_ns);
+	if (a->success && h->now - open.first_ns < s->min_duration_ns)
+		count(COUNT_TOO_FAST);
+	else if (a->success && s->sample > 1 && bpf_get_prandom_u32() % s->sample)
+		count(COUNT_SAMPLED_OUT);
+	else
+		report(h, &open, side, a);
+	return true;
+}
+
+/* answer looks for the open request that a packet answers, and finishes it. */
+static __always_inline void answer(struct half *h, struct flat_pending *found,
+				   const struct answer *a)
+{
+	if (!found)
+		count(COUNT_UNMATCHED);
+	else if (found->state != STATE_OPEN)
+		count(COUNT_LATE);
+	else if (!finish(h, found, a))
+		count(COUNT_LATE);
+}

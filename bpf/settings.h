@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What user space tells the programs. All zero means "measure everything",
+ * so that the object also works loaded by hand, with no daemon to fill it.
+ */
+#pragma once
+
+#include <linux/types.h>
+
+#define DNS_PORTS_MAX 8
+#define PORT_RANGES_MAX 16
+
+#define UDP_IDLE_DEFAULT_NS (30ULL * 1000 * 1000 * 1000)
+
+enum flat_settings_flags {
+	/* Only peers that a flat_nets prefix includes, not all but the excluded. */
+	SETTING_INCLUDE_LISTED = 1 << 0,
+	/* Match an answer on whichever interface it arrives. */
+	SETTING_MATCH_HOST = 1 << 1,
+};
+
+struct flat_port_range {
+	__u16 first; /* host order, both ends included */
+	__u16 last;
+};
+
+struct flat_options {
+	__u64 lease_until_ns;	 /* CLOCK_BOOTTIME after which the programs sleep; 0: never */
+	__u64 udp_idle_ns;	 /* a UDP flow quiet for this long is new again; 0: default */
+	__u64 min_duration_ns;	 /* faster successes are not reported */
+	__u32 sample;		 /* report one success in this many; 0 and 1: all */
+	__u32 flags;		 /* enum flat_settings_flags */
+	__u32 skip_kinds;	 /* bit 1 << enum flat_kind */
+	__u32 skip_sides;	 /* bit 1 << enum flat_side */
+	__u32 generation;	 /* the flat_nets entries in force */
+	__u32 port_ranges_count; /* 0: every port */
+	struct flat_port_range port_ranges[PORT_RANGES_MAX]; /* of the responder */
+	__be16 dns_ports[DNS_PORTS_MAX]; /* first one 0: port 53; ends at a 0 */
+};
+
+/* flat_nets: longest prefix wins. */
+enum flat_net_verdict {
+	NET_INCLUDE = 1,
+	NET_EXCLUDE = 2,
+};
+
+struct flat_net {
+	__u32 prefix_bits; /* 32 for the generation, then those of the address */
+	__u32 generation;
+	union flat_addr addr;
+};

@@ -1,0 +1,302 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+)
+
+// ABI is the version of the pinned state: of the maps' keys and values, and of
+// the records in the ring. Another layout gets another number and thereby
+// another directory.
+const ABI = 1
+
+// Errors a caller acts on.
+var (
+	// ErrLocked: another daemon uses the pin directory.
+	ErrLocked = errors.New("in use by another flatd")
+	// ErrNoBPFFS: the pin path is not on a BPF file system.
+	ErrNoBPFFS = errors.New("not on a BPF file system")
+	// ErrPermission: the kernel does not let this process use BPF.
+	ErrPermission = errors.New("not permitted to use BPF")
+)
+
+// Start says what Open found.
+type Start string
+
+// The three starts.
+const (
+	StartFresh   Start = "fresh"   // nothing was pinned
+	StartAdopt   Start = "adopt"   // these very programs were at work
+	StartReplace Start = "replace" // other programs, or only some, were; the maps are kept
+)
+
+// State is flatd's state in the kernel, which outlives the process:
+//
+//	<pin path>/                  locked by the daemon that uses it
+//	    v1/flat_ours …           maps
+//	    v1/flat_ingress …        programs
+//	    v1/links/4-ingress       tcx link of the interface with index 4
+//
+// Its methods are for one goroutine, except Counters, Histograms, UntoldLoss
+// and Attachments, which any may call.
+type State struct {
+	Start Start
+
+	root     string // the pin path
+	dir      string // root/v<ABI>
+	lock     *os.File
+	programs kernelPrograms
+	maps     kernelMaps
+	options  kernelFlatOptions
+	attacher attacher
+}
+
+// Open takes hold of the state below pinPath, creating what is missing. It
+// attaches nothing and changes no settings. The caller must Close it.
+func Open(pinPath string, mode Mode) (s *State, err error) {
+	// Linux before 5.11 charges maps to this limit. Without CAP_SYS_RESOURCE
+	// it stays as it is, which may well be enough.
+	_ = rlimit.RemoveMemlock()
+
+	s = &State{root: pinPath, dir: filepath.Join(pinPath, fmt.Sprintf("v%d", ABI))}
+	defer func() {
+		if err != nil {
+			s.Close()
+			s = nil
+		}
+	}()
+	if s.lock, err = lockRoot(pinPath); err != nil {
+		return s, err
+	}
+	if err = os.MkdirAll(filepath.Join(s.dir, "links"), 0o700); err != nil {
+		return s, fmt.Errorf("create the pin directory: %w", err)
+	}
+	spec, err := loadKernel()
+	if err != nil {
+		return s, fmt.Errorf("read the embedded programs: %w", err)
+	}
+	if s.Start, err = s.start(spec); err != nil {
+		return s, err
+	}
+	if err = s.loadOptions(); err != nil {
+		return s, err
+	}
+	s.attacher = attacher{mode: mode, links: filepath.Join(s.dir, "links"), programs: &s.programs}
+	return s, nil
+}
+
+// start chooses between the three.
+func (s *State) start(spec *ebpf.CollectionSpec) (Start, error) {
+	switch pinned, err := s.pinned(spec); {
+	case err != nil:
+		return "", err
+	case pinned == nil:
+		return StartFresh, s.fresh(spec)
+	default:
+		if s.adopt(spec, pinned) {
+			return StartAdopt, nil
+		}
+		return StartReplace, s.replace(spec)
+	}
+}
+
+// fresh loads everything into an empty directory. No event has this boot's
+// first number twice: the sequence starts at the microseconds since boot,
+// which is further than any earlier one that was removed can have come.
+func (s *State) fresh(spec *ebpf.CollectionSpec) error {
+	if err := s.load(spec); err != nil {
+		return err
+	}
+	now := kernelFlatNumbering{Last: BootTime() / 1000}
+	if err := s.maps.FlatSequence.Update(uint32(0), now, ebpf.UpdateAny); err != nil {
+		return fmt.Errorf("start the sequence: %w", err)
+	}
+	return s.pinPrograms()
+}
+
+// adopt takes over the pinned programs and maps if they are what this binary
+// would load. Nothing in the kernel changes.
+func (s *State) adopt(spec *ebpf.CollectionSpec, pinned map[string]*ebpf.Program) bool {
+	for name, program := range spec.Programs {
+		p, ok := pinned[name]
+		if !ok {
+			return false
+		}
+		info, err := p.Info()
+		if err != nil || program.Compatible(info) != nil {
+			return false
+		}
+	}
+	if err := s.openMaps(spec); err != nil {
+		return false
+	}
+	s.programs = kernelPrograms{
+		FlatEgress:    pinned[kernelProgFlatEgress],
+		FlatEgressL3:  pinned[kernelProgFlatEgressL3],
+		FlatIngress:   pinned[kernelProgFlatIngress],
+		FlatIngressL3: pinned[kernelProgFlatIngressL3],
+	}
+	return true
+}
+
+// replace loads this binary's programs against the maps that are there, and
+// makes maps that are missing. The interfaces go over when they are attached.
+func (s *State) replace(spec *ebpf.CollectionSpec) error {
+	if err := s.load(spec); err != nil {
+		return err
+	}
+	return s.pinPrograms()
+}
+
+// pinned opens the programs in the pin directory; nil if there is no map
+// either.
+func (s *State) pinned(spec *ebpf.CollectionSpec) (map[string]*ebpf.Program, error) {
+	programs := make(map[string]*ebpf.Program)
+	for name := range spec.Programs {
+		p, err := ebpf.LoadPinnedProgram(filepath.Join(s.dir, name), nil)
+		switch {
+		case err == nil:
+			programs[name] = p
+		case !errors.Is(err, fs.ErrNotExist):
+			return nil, explain(fmt.Errorf("open pinned program %s: %w", name, err))
+		}
+	}
+	if len(programs) > 0 {
+		return programs, nil
+	}
+	if _, err := os.Stat(filepath.Join(s.dir, kernelMapFlatSequence)); err == nil {
+		return programs, nil // half made, or half removed
+	}
+	return nil, nil
+}
+
+// openMaps opens the pinned maps, all of which must be as spec says.
+func (s *State) openMaps(spec *ebpf.CollectionSpec) (err error) {
+	open := func(name string) *ebpf.Map {
+		if err != nil {
+			return nil
+		}
+		var m *ebpf.Map
+		if m, err = ebpf.LoadPinnedMap(filepath.Join(s.dir, name), nil); err == nil {
+			err = spec.Maps[name].Compatible(m)
+		}
+		return m
+	}
+	s.maps = kernelMaps{
+		FlatCounters:   open(kernelMapFlatCounters),
+		FlatEvents:     open(kernelMapFlatEvents),
+		FlatHistograms: open(kernelMapFlatHistograms),
+		FlatNets:       open(kernelMapFlatNets),
+		FlatOurs:       open(kernelMapFlatOurs),
+		FlatSequence:   open(kernelMapFlatSequence),
+		FlatSettings:   open(kernelMapFlatSettings),
+		FlatTheirs:     open(kernelMapFlatTheirs),
+	}
+	if err != nil {
+		s.maps.Close()
+		s.maps = kernelMaps{}
+	}
+	return err
+}
+
+// load loads the programs; maps are pinned by name, or taken from their pins.
+func (s *State) load(spec *ebpf.CollectionSpec) error {
+	var objects struct {
+		kernelPrograms
+		kernelMaps
+	}
+	err := spec.LoadAndAssign(&objects, &ebpf.CollectionOptions{
+		Maps: ebpf.MapOptions{PinPath: s.dir},
+	})
+	if errors.Is(err, ebpf.ErrMapIncompatible) {
+		return fmt.Errorf("%s holds maps of another layout: %w; remove them with `flatctl detach`", s.dir, err)
+	}
+	if err != nil {
+		return explain(fmt.Errorf("load the programs: %w", err))
+	}
+	s.programs, s.maps = objects.kernelPrograms, objects.kernelMaps
+	return nil
+}
+
+// pinPrograms pins the programs in place of those that are pinned.
+func (s *State) pinPrograms() error {
+	for name, p := range map[string]*ebpf.Program{
+		kernelProgFlatEgress:    s.programs.FlatEgress,
+		kernelProgFlatEgressL3:  s.programs.FlatEgressL3,
+		kernelProgFlatIngress:   s.programs.FlatIngress,
+		kernelProgFlatIngressL3: s.programs.FlatIngressL3,
+	} {
+		path := filepath.Join(s.dir, name)
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("unpin program %s: %w", name, err)
+		}
+		if err := p.Pin(path); err != nil {
+			return fmt.Errorf("pin program %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// Reader opens the ring of finished exchanges. The caller closes it.
+func (s *State) Reader() (*Reader, error) { return newReader(s.maps.FlatEvents) }
+
+// Close lets go of the state. Whatever is pinned and attached goes on
+// measuring.
+func (s *State) Close() error {
+	err := errors.Join(s.programs.Close(), s.maps.Close())
+	if s.lock != nil {
+		err = errors.Join(err, s.lock.Close())
+	}
+	return err
+}
+
+// BootTime is the time of CLOCK_BOOTTIME in nanoseconds, the clock of the
+// records.
+func BootTime() uint64 {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
+		panic("CLOCK_BOOTTIME is there since Linux 2.6.39: " + err.Error())
+	}
+	return uint64(t.Nano())
+}
+
+// lockRoot makes the pin path if need be and takes the lock on it.
+func lockRoot(path string) (*os.File, error) {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, explain(fmt.Errorf("create the pin directory: %w", err))
+	}
+	var f unix.Statfs_t
+	if err := unix.Statfs(path, &f); err != nil {
+		return nil, fmt.Errorf("look at %s: %w", path, err)
+	}
+	if uint32(f.Type) != unix.BPF_FS_MAGIC {
+		return nil, fmt.Errorf("pin path %s is %w; mount one with `mount -t bpf bpf /sys/fs/bpf`, or set pin_path", path, ErrNoBPFFS)
+	}
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, explain(fmt.Errorf("open the pin directory: %w", err))
+	}
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		dir.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("pin path %s is %w; stop that one (`systemctl stop flatd`), or give this one a pin_path of its own", path, ErrLocked)
+		}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return dir, nil
+}
+
+// explain adds what to do about a refusal.
+func explain(err error) error {
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+		return fmt.Errorf("%w (%w: run as root, with CAP_BPF and CAP_NET_ADMIN)", err, ErrPermission)
+	}
+	return err
+}

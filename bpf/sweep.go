@@ -1,0 +1,139 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+)
+
+// The sides, as in enum flat_side of record.h.
+const (
+	SideClient = 1
+	SideServer = 2
+)
+
+const (
+	stateOpen     = 0 // STATE_OPEN
+	stateAnswered = 1 // STATE_ANSWERED
+	stateTimedOut = 2 // STATE_TIMED_OUT
+
+	kindTCP = 1 // KIND_TCP
+
+	// Linux sends a SYN for the last time 64 s after the one before
+	// (tcp_syn_retries = 6); until then it belongs to the same attempt.
+	synMemory = 70 * time.Second
+
+	sweepBatch = 4096
+)
+
+// Swept is what one sweep saw.
+type Swept struct {
+	OpenOurs, OpenTheirs int // requests still waiting for their answer
+	TimedOut             int
+}
+
+// Sweep goes through the open requests and calls timedOut for each that has
+// waited longer than limit, with its struct flat_key and flat_pending, valid
+// during the call. An exchange is reported by this or by the programs, never
+// by both: whoever deletes the open entry owns it. In its place goes one that
+// says so, by which later packets of that request are recognised.
+func (s *State) Sweep(now uint64, limit time.Duration, timedOut func(side uint8, key, pending []byte)) (Swept, error) {
+	var swept Swept
+	idle := time.Duration(s.options.UdpIdleNs)
+	if idle == 0 {
+		idle = 30 * time.Second // UDP_IDLE_DEFAULT_NS
+	}
+	sweep := func(table *ebpf.Map, side uint8, open *int) error {
+		return eachPending(table, func(key *kernelFlatKey, p *kernelFlatPending) error {
+			quiet := since(now, p.LastNs)
+			switch {
+			case p.State == stateOpen && since(now, p.FirstNs) <= limit:
+				*open++
+			case p.State == stateOpen:
+				if ok, err := claim(table, key, p); !ok {
+					return err
+				}
+				swept.TimedOut++
+				timedOut(side, bytesOf(key), bytesOf(p))
+			case p.State == stateTimedOut && key.Kind == kindTCP && quiet <= max(idle, synMemory):
+			case quiet > idle:
+				return forget(table, key, p)
+			}
+			return nil
+		})
+	}
+	err := errors.Join(
+		sweep(s.maps.FlatOurs, SideClient, &swept.OpenOurs),
+		sweep(s.maps.FlatTheirs, SideServer, &swept.OpenTheirs))
+	if swept.TimedOut > 0 {
+		err = errors.Join(err, s.add(TimedOut, uint64(swept.TimedOut)))
+	}
+	return swept, err
+}
+
+// since is 0 for a time that another CPU took a little after now.
+func since(now, then uint64) time.Duration { return time.Duration(max(int64(now-then), 0)) }
+
+func eachPending(table *ebpf.Map, visit func(*kernelFlatKey, *kernelFlatPending) error) error {
+	var cursor ebpf.MapBatchCursor
+	keys := make([]kernelFlatKey, sweepBatch)
+	values := make([]kernelFlatPending, sweepBatch)
+	for {
+		n, err := table.BatchLookup(&cursor, keys, values, nil)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("list open requests: %w", err)
+		}
+		for i := range n {
+			if visitErr := visit(&keys[i], &values[i]); visitErr != nil {
+				return visitErr
+			}
+		}
+		if err != nil {
+			return nil // the last batch
+		}
+	}
+}
+
+// claim turns an open entry into one that has timed out, unless it has been
+// answered, repeated under a new ISN or claimed meanwhile.
+func claim(table *ebpf.Map, key *kernelFlatKey, p *kernelFlatPending) (bool, error) {
+	var current kernelFlatPending
+	err := table.Lookup(key, &current)
+	if err != nil || current.FirstNs != p.FirstNs || current.State != stateOpen {
+		return false, unlessGone("look at an open request", err)
+	}
+	if err := table.Delete(key); err != nil {
+		return false, unlessGone("claim an open request", err)
+	}
+	*p = current
+	current.State = stateTimedOut
+	// If the same key was used anew within this microsecond, that one stays.
+	if err := table.Update(key, &current, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+		return true, fmt.Errorf("mark a request as timed out: %w", err)
+	}
+	return true, nil
+}
+
+// forget removes an entry that is no longer needed, unless it has changed.
+func forget(table *ebpf.Map, key *kernelFlatKey, p *kernelFlatPending) error {
+	var current kernelFlatPending
+	err := table.Lookup(key, &current)
+	if err != nil || current != *p {
+		return unlessGone("look at an old request", err)
+	}
+	return unlessGone("forget an old request", table.Delete(key))
+}
+
+func unlessGone(what string, err error) error {
+	if err == nil || errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+func bytesOf[T any](v *T) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(v)), unsafe.Sizeof(*v))
+}

@@ -1,0 +1,143 @@
+// Package testbed gives tests the real things they need: root, network
+// namespaces joined by a veth, a BPF file system, tools. What is missing skips
+// the test with the reason, or fails it where CI says that all must be there.
+package testbed
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// Missing skips the test for want of something, or fails it in CI.
+func Missing(t testing.TB, format string, args ...any) {
+	t.Helper()
+	reason := fmt.Sprintf(format, args...)
+	if os.Getenv("CI") != "" {
+		t.Fatalf("%s (CI has to have it)", reason)
+	}
+	t.Skip(reason)
+}
+
+// Root wants the rights to load programs and make namespaces.
+func Root(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		Missing(t, "needs root")
+	}
+}
+
+// Tool returns the path of a program that the test runs.
+func Tool(t testing.TB, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		Missing(t, "needs %s (make setup-test installs it)", name)
+	}
+	return path
+}
+
+// BPFFS mounts a BPF file system of the test's own and returns its path.
+func BPFFS(t testing.TB) string {
+	t.Helper()
+	Root(t)
+	dir := t.TempDir()
+	if err := unix.Mount("bpf", dir, "bpf", 0, "mode=0700"); err != nil {
+		Missing(t, "mount a BPF file system: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Errorf("unmount %s: %v", dir, err)
+		}
+	})
+	return dir
+}
+
+// Host is a network namespace, one end of a veth.
+type Host struct {
+	Name      string // of the namespace, for ip netns
+	Interface string
+	V4, V6    string // addresses
+	ns        netns.NsHandle
+}
+
+// Pair makes two hosts joined by a veth, with addresses of both families that
+// can be used at once. Their names are unique to this test.
+func Pair(t testing.TB) (client, server *Host) {
+	t.Helper()
+	Root(t)
+	Tool(t, "ip")
+	id := fmt.Sprintf("%d-%d", os.Getpid(), counter())
+	client = newHost(t, "flat-c-"+id, "eth0", "10.99.0.1", "fd99::1")
+	server = newHost(t, "flat-s-"+id, "eth0", "10.99.0.2", "fd99::2")
+	Run(t, "ip", "-n", client.Name, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", server.Name)
+	for _, h := range []*Host{client, server} {
+		Run(t, "ip", "-n", h.Name, "address", "add", h.V4+"/24", "dev", "eth0")
+		Run(t, "ip", "-n", h.Name, "address", "add", h.V6+"/64", "dev", "eth0", "nodad")
+		Run(t, "ip", "-n", h.Name, "link", "set", "eth0", "up")
+		Run(t, "ip", "-n", h.Name, "link", "set", "lo", "up")
+	}
+	return client, server
+}
+
+var last int
+
+func counter() int { last++; return last }
+
+func newHost(t testing.TB, name, iface, v4, v6 string) *Host {
+	t.Helper()
+	Run(t, "ip", "netns", "add", name)
+	t.Cleanup(func() { Run(t, "ip", "netns", "delete", name) })
+	ns, err := netns.GetFromName(name)
+	if err != nil {
+		t.Fatalf("open namespace %s: %v", name, err)
+	}
+	t.Cleanup(func() { ns.Close() })
+	return &Host{Name: name, Interface: iface, V4: v4, V6: v6, ns: ns}
+}
+
+// Do runs f in the host's namespace, on a thread of its own. Sockets that f
+// opens belong to the namespace for as long as they live; goroutines that it
+// starts run elsewhere.
+func (h *Host) Do(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		// Not unlocked: the thread ends with the goroutine.
+		runtime.LockOSThread()
+		if err := netns.Set(h.ns); err != nil {
+			panic(fmt.Sprintf("enter namespace %s: %v", h.Name, err))
+		}
+		f()
+	}()
+	<-done
+}
+
+// Command is a command to run in the host's namespace.
+func (h *Host) Command(name string, args ...string) *exec.Cmd {
+	return exec.Command("ip", append([]string{"netns", "exec", h.Name, name}, args...)...)
+}
+
+// Run runs a command that must succeed, and returns what it printed.
+func Run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// Root of the project's tree.
+func Tree(t testing.TB) string {
+	t.Helper()
+	_, file, _, _ := runtime.Caller(0)
+	return filepath.Dir(filepath.Dir(filepath.Dir(file)))
+}
