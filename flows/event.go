@@ -1,0 +1,152 @@
+// Package flows says what flatd reports: the event of one exchange, decoded
+// from the kernel's record, and its forms as JSON, journal fields and text.
+//
+// The package opens nothing and logs nothing; it turns bytes into events and
+// events into bytes.
+package flows
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Kind is what an exchange consists of. The values of exchanges are those of
+// enum flat_kind in bpf/record.h.
+type Kind uint8
+
+// The kinds of event. KindStatus is flatd's own: it started, attached to an
+// interface, lost something.
+const (
+	KindTCP    Kind = 1
+	KindDNS    Kind = 2
+	KindUDP    Kind = 3
+	KindICMP   Kind = 4
+	KindStatus Kind = 255
+)
+
+// Side says whether this host asked or was asked. The values are those of
+// enum flat_side in bpf/record.h.
+type Side uint8
+
+// The sides: the request left this host on the measured interface (client) or
+// arrived there (server).
+const (
+	SideClient Side = 1
+	SideServer Side = 2
+)
+
+// Result is how an exchange ended. The values up to ResultRefused are those of
+// enum flat_result in bpf/record.h.
+type Result uint8
+
+// The results. A DNS exchange that was answered is named by its response code.
+const (
+	ResultEstablished Result = 1 // SYN/ACK
+	ResultAnswered    Result = 2 // datagram, DNS answer, echo reply
+	ResultRefused     Result = 3 // RST
+	ResultTimeout     Result = 4 // no answer within the limit; found by user space
+)
+
+// Event is one finished exchange, or a status of flatd itself. A zero field is
+// unknown or does not apply, and is left out of every form.
+type Event struct {
+	Kind   Kind
+	Side   Side
+	Result Result
+
+	// Time is the wall-clock time of the answer, or of a timeout the first
+	// request plus the limit. It comes from the kernel's record, never from
+	// the arrival in user space.
+	Time time.Time
+	// End is the same moment in nanoseconds of CLOCK_BOOTTIME.
+	End uint64
+
+	// Duration is from the first request packet to the answer: what the
+	// initiator waited. A timeout has none.
+	Duration time.Duration
+	// RTT is from the request packet that was answered to the answer. It is
+	// known only if HasRTT.
+	RTT time.Duration
+	// Limit is how long a timeout waited.
+	Limit time.Duration
+	// Retransmits counts the further request packets before the answer.
+	Retransmits uint32
+
+	// Source sent the request, whatever side this host is on. Addresses are
+	// unmapped: IPv4 is 4 bytes. ICMP has port 0.
+	Source, Destination netip.AddrPort
+
+	// Interface is where the request was seen.
+	Interface Interface
+	VLAN      uint16 // outermost VLAN id
+	TTL       uint8  // TTL or hop limit of the remote end's packet
+
+	HasRTT    bool
+	Ambiguous bool // retransmitted, and not known which request was answered
+	QUIC      bool
+	Slow      bool // took at least the configured `slow`
+	Replayed  bool // finished before this daemon started
+
+	DNS DNS
+
+	// Sequence is the kernel's count of reported exchanges; a gap is a loss.
+	// Timeouts and status events have none.
+	Sequence uint64
+	// Request identifies the request of a timeout: a hash of its key and its
+	// time, equal in every daemon that sees it.
+	Request uint64
+
+	// Status is set for KindStatus alone.
+	Status *Status
+}
+
+// Interface is a network interface as it was when the event happened.
+type Interface struct {
+	Index int
+	Name  string // "" if it was gone before its name was known
+}
+
+// DNS is what a DNS exchange asked and was told.
+type DNS struct {
+	ID    uint16
+	RCode uint8
+	// Type of the first question (RFC 1035, 3.2.2), if Question is not empty.
+	Type uint16
+	// HashNames has the forms show a hash in place of the name.
+	HashNames bool
+	// length bytes of name hold the first question's name in wire form,
+	// uncompressed. Inline, so that an event can be reused without garbage.
+	length uint8
+	name   [255]byte
+}
+
+// Status is an event in flatd's own life.
+type Status struct {
+	Action  Action
+	Message string // a plain sentence
+	Lost    uint64 // ActionLoss: how many events
+}
+
+// Action is what a status event is about.
+type Action string
+
+// The actions of dataset flatd.status.
+const (
+	ActionStart  Action = "start"
+	ActionStop   Action = "stop"
+	ActionAttach Action = "attach"
+	ActionDetach Action = "detach"
+	ActionLoss   Action = "loss"
+	ActionConfig Action = "config"
+)
+
+// Failed reports whether the exchange did not end as the initiator hoped.
+func (e *Event) Failed() bool {
+	switch e.Result {
+	case ResultEstablished:
+		return false
+	case ResultAnswered:
+		return e.Kind == KindDNS && e.DNS.RCode != 0
+	}
+	return e.Kind != KindStatus
+}

@@ -1,0 +1,344 @@
+package flows
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Field is one row of the table of everything an event can say. JSON, journal,
+// JSON Schema and manual are all made from it, in its order; fields of one JSON
+// object stand together.
+type Field struct {
+	Path     string // in JSON: "source.ip"
+	Type     FieldType
+	Presence Presence
+	Doc      string
+	Values   []string // all there are; nil if that is open
+	Pattern  string   // regular expression of the value, or ""
+
+	// One of the two gives the value: value appends it as plain text, nothing
+	// if it is unknown; list returns the values of a TypeList.
+	value func(dst []byte, h *Host, e *Event) []byte
+	list  func(e *Event) []string
+
+	objects []string // names of the JSON objects around it
+	key     string   // its own JSON name with quotes and colon
+	journal string
+}
+
+// FieldType is the type of a field's values, as ECS names them.
+type FieldType string
+
+// The types. TypeLong is a 64-bit integer; TypeList an array of keywords.
+const (
+	TypeDate    FieldType = "date"
+	TypeKeyword FieldType = "keyword"
+	TypeText    FieldType = "match_only_text"
+	TypeList    FieldType = "keyword[]"
+	TypeLong    FieldType = "long"
+	TypeBoolean FieldType = "boolean"
+	TypeIP      FieldType = "ip"
+)
+
+// Presence says which events have a field.
+type Presence string
+
+// The presences. What is in every exchange is in no status event.
+const (
+	PresenceAlways   Presence = "always"
+	PresenceExchange Presence = "every exchange"
+	PresenceKnown    Presence = "if known"
+)
+
+// SchemaVersion is flatd.schema: it changes when a field changes its meaning or
+// goes away, not when one is added.
+const SchemaVersion = 1
+
+const ecsVersion = "8.17"
+
+// messagePath is the one field that the journal has by another rule: every
+// entry has a MESSAGE.
+const messagePath = "message"
+
+// Fields returns the table. It is the caller's to change.
+func Fields() []Field { return slices.Clone(fields) }
+
+// Journal returns the name of the field in the journal: the path in upper case
+// with `_`, and without what a field name may not begin with.
+func (f Field) Journal() string { return f.journal }
+
+// fields is filled once, so that no event pays for the names.
+var fields = func() []Field {
+	table := slices.Concat(baseFields, networkFields, placeFields, dnsFields, flatdFields)
+	for i := range table {
+		f := &table[i]
+		names := strings.Split(f.Path, ".")
+		f.objects = names[:len(names)-1]
+		f.key = strconv.Quote(names[len(names)-1]) + ":"
+		f.journal = strings.ToUpper(strings.ReplaceAll(strings.TrimPrefix(f.Path, "@"), ".", "_"))
+	}
+	return table
+}()
+
+var baseFields = []Field{
+	{Path: "@timestamp", Type: TypeDate, Presence: PresenceAlways,
+		Doc: "Wall-clock time of the answer; of a timeout: first request packet plus limit.",
+		value: func(dst []byte, _ *Host, e *Event) []byte {
+			if e.Time.IsZero() {
+				return dst
+			}
+			return e.Time.UTC().AppendFormat(dst, "2006-01-02T15:04:05.000000000Z07:00")
+		}},
+	{Path: messagePath, Type: TypeText, Presence: PresenceKnown,
+		Doc:   "What flatd has to say, in status events. In the journal every entry has a MESSAGE.",
+		value: status(func(dst []byte, s *Status) []byte { return append(dst, s.Message...) })},
+	{Path: "ecs.version", Type: TypeKeyword, Presence: PresenceAlways, Values: []string{ecsVersion},
+		Doc:   "Version of the Elastic Common Schema that the names follow.",
+		value: constant(ecsVersion)},
+	{Path: "event.id", Type: TypeKeyword, Presence: PresenceAlways, Pattern: `^[0-9a-f]{8}-([0-9]+|[ts][0-9a-f]{16})$`,
+		Doc:   "Unique, and the same whenever the event is reported again: boot id and sequence number; for a timeout a hash of its request.",
+		value: func(dst []byte, h *Host, e *Event) []byte { return h.AppendID(dst, e) }},
+	{Path: "event.kind", Type: TypeKeyword, Presence: PresenceAlways, Values: []string{"event"},
+		Doc:   "What ECS calls it.",
+		value: constant("event")},
+	{Path: "event.category", Type: TypeList, Presence: PresenceAlways, Values: []string{"network", "process", "configuration"},
+		Doc:  "ECS category; `network` for every exchange.",
+		list: (*Event).categories},
+	{Path: "event.type", Type: TypeList, Presence: PresenceAlways, Values: []string{"connection", "start", "denied", "info", "protocol", "end", "change"},
+		Doc:  "ECS types within the category.",
+		list: (*Event).types},
+	{Path: "event.dataset", Type: TypeKeyword, Presence: PresenceAlways, Values: []string{"flatd.tcp", "flatd.dns", "flatd.udp", "flatd.icmp", "flatd.status"},
+		Doc:   "Kind of exchange, or `flatd.status` for an event in flatd's own life.",
+		value: text((*Event).Dataset)},
+	{Path: "event.action", Type: TypeKeyword, Presence: PresenceAlways,
+		Values: []string{"tcp-handshake", "dns-query", "udp-exchange", "icmp-echo", "start", "stop", "attach", "detach", "loss", "config"},
+		Doc:    "What was measured, or what flatd did.",
+		value:  text((*Event).action)},
+	{Path: "event.outcome", Type: TypeKeyword, Presence: PresenceExchange, Values: []string{"success", "failure"},
+		Doc:   "Whether the initiator got what it hoped for; flatd.result says how.",
+		value: exchange((*Event).outcome)},
+	{Path: "event.duration", Type: TypeLong, Presence: PresenceKnown,
+		Doc:   "Nanoseconds from the first request packet to the answer: what the initiator waited. On the server side: from the request's arrival to the answer's departure. A timeout has none.",
+		value: nanoseconds(func(e *Event) (time.Duration, bool) { return e.Duration, e.Duration > 0 })},
+	{Path: "event.sequence", Type: TypeLong, Presence: PresenceKnown,
+		Doc:   "The kernel's count of reported exchanges since boot; a gap is a loss. Timeouts have none.",
+		value: positive(func(e *Event) uint64 { return e.Sequence })},
+}
+
+var networkFields = []Field{
+	{Path: "network.transport", Type: TypeKeyword, Presence: PresenceExchange, Values: []string{"tcp", "udp", "icmp", "ipv6-icmp"},
+		Doc:   "Protocol above IP.",
+		value: exchange((*Event).transport)},
+	{Path: "network.type", Type: TypeKeyword, Presence: PresenceExchange, Values: []string{"ipv4", "ipv6"},
+		Doc:   "Version of IP.",
+		value: exchange((*Event).family)},
+	{Path: "network.direction", Type: TypeKeyword, Presence: PresenceExchange, Values: []string{"egress", "ingress"},
+		Doc:   "Which way the request went, seen from this host.",
+		value: exchange((*Event).direction)},
+	{Path: "network.protocol", Type: TypeKeyword, Presence: PresenceKnown, Values: []string{"dns", "quic"},
+		Doc:   "Application protocol.",
+		value: exchange((*Event).application)},
+	{Path: "network.community_id", Type: TypeKeyword, Presence: PresenceExchange, Pattern: `^1:[A-Za-z0-9+/]{27}=$`,
+		Doc: "Community ID version 1, seed 0, as Zeek, Suricata and Wireshark compute it.",
+		value: func(dst []byte, _ *Host, e *Event) []byte {
+			if e.Kind == KindStatus {
+				return dst
+			}
+			return e.AppendCommunityID(dst)
+		}},
+	{Path: "source.ip", Type: TypeIP, Presence: PresenceExchange,
+		Doc:   "Address of the initiator, whichever side this host is on.",
+		value: func(dst []byte, _ *Host, e *Event) []byte { return e.Source.Addr().AppendTo(dst) }},
+	{Path: "source.port", Type: TypeLong, Presence: PresenceKnown,
+		Doc:   "Port of the initiator. ICMP has none.",
+		value: port(func(e *Event) uint16 { return e.Source.Port() })},
+	{Path: "destination.ip", Type: TypeIP, Presence: PresenceExchange,
+		Doc:   "Address of the other end.",
+		value: func(dst []byte, _ *Host, e *Event) []byte { return e.Destination.Addr().AppendTo(dst) }},
+	{Path: "destination.port", Type: TypeLong, Presence: PresenceKnown,
+		Doc:   "Port of the other end. ICMP has none.",
+		value: port(func(e *Event) uint16 { return e.Destination.Port() })},
+}
+
+var placeFields = []Field{
+	{Path: "observer.hostname", Type: TypeKeyword, Presence: PresenceAlways,
+		Doc:   "Name of the host that measured.",
+		value: func(dst []byte, h *Host, _ *Event) []byte { return append(dst, h.Name...) }},
+	{Path: "observer.interface.name", Type: TypeKeyword, Presence: PresenceKnown,
+		Doc:   "Interface on which the request was seen.",
+		value: func(dst []byte, _ *Host, e *Event) []byte { return append(dst, e.Interface.Name...) }},
+	{Path: "observer.interface.id", Type: TypeLong, Presence: PresenceKnown,
+		Doc:   "Index of that interface.",
+		value: positive(func(e *Event) uint64 { return uint64(max(e.Interface.Index, 0)) })},
+	{Path: "observer.vlan.id", Type: TypeLong, Presence: PresenceKnown,
+		Doc:   "Outermost VLAN of the request.",
+		value: positive(func(e *Event) uint64 { return uint64(e.VLAN) })},
+}
+
+var dnsFields = []Field{
+	{Path: "dns.id", Type: TypeLong, Presence: PresenceKnown,
+		Doc: "Transaction id.",
+		value: func(dst []byte, _ *Host, e *Event) []byte {
+			if e.Kind != KindDNS {
+				return dst
+			}
+			return strconv.AppendUint(dst, uint64(e.DNS.ID), 10)
+		}},
+	{Path: "dns.question.name", Type: TypeKeyword, Presence: PresenceKnown,
+		Doc:   "Name of the first question, with `\\.` for a dot within a label and `\\DDD` for what is not printable; or `hash:` and 16 hex digits.",
+		value: func(dst []byte, _ *Host, e *Event) []byte { return e.DNS.AppendName(dst) }},
+	{Path: "dns.question.type", Type: TypeKeyword, Presence: PresenceKnown,
+		Doc:   "Type of the first question: `AAAA`, or `TYPE65280` for one without a name.",
+		value: func(dst []byte, _ *Host, e *Event) []byte { return e.DNS.AppendType(dst) }},
+	{Path: "dns.response_code", Type: TypeKeyword, Presence: PresenceKnown,
+		Doc: "Response code in upper case.",
+		value: func(dst []byte, _ *Host, e *Event) []byte {
+			if e.Kind != KindDNS || e.Result != ResultAnswered {
+				return dst
+			}
+			return appendUpper(dst, e.ResultName())
+		}},
+}
+
+var flatdFields = []Field{
+	{Path: "flatd.schema", Type: TypeLong, Presence: PresenceAlways,
+		Doc:   "Version of these fields: 1.",
+		value: constant(strconv.Itoa(SchemaVersion))},
+	{Path: "flatd.result", Type: TypeKeyword, Presence: PresenceExchange,
+		Doc:   "How it ended: `established`, `answered`, `refused`, `timeout`; for DNS the response code, such as `noerror`, `nxdomain`, `servfail`.",
+		value: exchange((*Event).ResultName)},
+	{Path: "flatd.side", Type: TypeKeyword, Presence: PresenceExchange, Values: []string{"client", "server"},
+		Doc:   "Whether this host asked or was asked.",
+		value: exchange(func(e *Event) string { return e.Side.String() })},
+	{Path: "flatd.rtt", Type: TypeLong, Presence: PresenceKnown,
+		Doc:   "Nanoseconds from the request packet that was answered to the answer: the network's part.",
+		value: nanoseconds(func(e *Event) (time.Duration, bool) { return e.RTT, e.HasRTT && e.RTT > 0 })},
+	{Path: "flatd.limit", Type: TypeLong, Presence: PresenceKnown,
+		Doc:   "Nanoseconds that a timeout waited for an answer.",
+		value: nanoseconds(func(e *Event) (time.Duration, bool) { return e.Limit, e.Limit > 0 })},
+	{Path: "flatd.retransmits", Type: TypeLong, Presence: PresenceExchange,
+		Doc: "Further request packets before the answer.",
+		value: func(dst []byte, _ *Host, e *Event) []byte {
+			if e.Kind == KindStatus {
+				return dst
+			}
+			return strconv.AppendUint(dst, uint64(e.Retransmits), 10)
+		}},
+	{Path: "flatd.ambiguous", Type: TypeBoolean, Presence: PresenceKnown,
+		Doc: "Whether it is unknown which of the request packets was answered. There is no flatd.rtt then.",
+		value: func(dst []byte, _ *Host, e *Event) []byte {
+			if e.Kind == KindStatus || e.Result == ResultTimeout {
+				return dst
+			}
+			return strconv.AppendBool(dst, e.Ambiguous)
+		}},
+	{Path: "flatd.ttl", Type: TypeLong, Presence: PresenceKnown,
+		Doc:   "TTL or hop limit of the remote end's packet as it arrived.",
+		value: positive(func(e *Event) uint64 { return uint64(e.TTL) })},
+	{Path: "flatd.flow_hash", Type: TypeKeyword, Presence: PresenceExchange, Pattern: `^[0-9a-f]{16}$`,
+		Doc: "FNV-1a of the five-tuple, the same for both directions.",
+		value: func(dst []byte, _ *Host, e *Event) []byte {
+			if e.Kind == KindStatus {
+				return dst
+			}
+			return appendHex(dst, e.FlowHash())
+		}},
+	{Path: "flatd.replayed", Type: TypeBoolean, Presence: PresenceExchange,
+		Doc: "Whether it ended before this daemon started.",
+		value: func(dst []byte, _ *Host, e *Event) []byte {
+			if e.Kind == KindStatus {
+				return dst
+			}
+			return strconv.AppendBool(dst, e.Replayed)
+		}},
+	{Path: "flatd.slow", Type: TypeBoolean, Presence: PresenceKnown,
+		Doc: "True if it took at least the configured `slow`, else absent.",
+		value: func(dst []byte, _ *Host, e *Event) []byte {
+			if !e.Slow {
+				return dst
+			}
+			return append(dst, "true"...)
+		}},
+	{Path: "flatd.lost", Type: TypeLong, Presence: PresenceKnown,
+		Doc: "How many events were lost, in a status event that reports a loss.",
+		value: status(func(dst []byte, s *Status) []byte {
+			if s.Action != ActionLoss {
+				return dst
+			}
+			return strconv.AppendUint(dst, s.Lost, 10)
+		})},
+}
+
+// What follows makes the value functions of the table.
+
+type valueFunc = func(dst []byte, h *Host, e *Event) []byte
+
+func constant(value string) valueFunc {
+	return func(dst []byte, _ *Host, _ *Event) []byte { return append(dst, value...) }
+}
+
+func text(of func(*Event) string) valueFunc {
+	return func(dst []byte, _ *Host, e *Event) []byte { return append(dst, of(e)...) }
+}
+
+// exchange is text that status events do not have.
+func exchange(of func(*Event) string) valueFunc {
+	return func(dst []byte, _ *Host, e *Event) []byte {
+		if e.Kind == KindStatus {
+			return dst
+		}
+		return append(dst, of(e)...)
+	}
+}
+
+// status is what only status events have.
+func status(of func([]byte, *Status) []byte) valueFunc {
+	return func(dst []byte, _ *Host, e *Event) []byte {
+		if e.Kind != KindStatus || e.Status == nil {
+			return dst
+		}
+		return of(dst, e.Status)
+	}
+}
+
+// positive is a number whose zero means unknown.
+func positive(of func(*Event) uint64) valueFunc {
+	return func(dst []byte, _ *Host, e *Event) []byte {
+		if n := of(e); n > 0 {
+			return strconv.AppendUint(dst, n, 10)
+		}
+		return dst
+	}
+}
+
+func nanoseconds(of func(*Event) (d time.Duration, known bool)) valueFunc {
+	return func(dst []byte, _ *Host, e *Event) []byte {
+		if d, known := of(e); known {
+			return strconv.AppendInt(dst, int64(d), 10)
+		}
+		return dst
+	}
+}
+
+func port(of func(*Event) uint16) valueFunc {
+	return func(dst []byte, _ *Host, e *Event) []byte {
+		if e.Kind == KindStatus || e.Kind == KindICMP {
+			return dst
+		}
+		return strconv.AppendUint(dst, uint64(of(e)), 10)
+	}
+}
+
+// appendUpper appends ASCII letters in upper case.
+func appendUpper(dst []byte, s string) []byte {
+	for i := range len(s) {
+		b := s[i]
+		if 'a' <= b && b <= 'z' {
+			b -= 'a' - 'A'
+		}
+		dst = append(dst, b)
+	}
+	return dst
+}

@@ -1,0 +1,222 @@
+package flows
+
+// String returns "tcp", "dns", "udp", "icmp" or "status".
+func (k Kind) String() string {
+	switch k {
+	case KindTCP:
+		return "tcp"
+	case KindDNS:
+		return "dns"
+	case KindUDP:
+		return "udp"
+	case KindICMP:
+		return "icmp"
+	case KindStatus:
+		return "status"
+	}
+	return "unknown"
+}
+
+// String returns "client" or "server".
+func (s Side) String() string {
+	switch s {
+	case SideClient:
+		return "client"
+	case SideServer:
+		return "server"
+	}
+	return "unknown"
+}
+
+// ResultName returns flatd.result: "established", "answered", "refused" or
+// "timeout"; for an answered DNS query its response code in lower case, such
+// as "noerror", or "rcode11" for one without a name.
+func (e *Event) ResultName() string {
+	switch e.Result {
+	case ResultEstablished:
+		return "established"
+	case ResultAnswered:
+		if e.Kind == KindDNS {
+			return rcodeNames[e.DNS.RCode&rcodeMask]
+		}
+		return "answered"
+	case ResultRefused:
+		return "refused"
+	case ResultTimeout:
+		return "timeout"
+	}
+	return "unknown"
+}
+
+// Dataset returns event.dataset: "flatd.tcp", "flatd.status" and so on.
+func (e *Event) Dataset() string {
+	switch e.Kind {
+	case KindTCP:
+		return "flatd.tcp"
+	case KindDNS:
+		return "flatd.dns"
+	case KindUDP:
+		return "flatd.udp"
+	case KindICMP:
+		return "flatd.icmp"
+	case KindStatus:
+		return "flatd.status"
+	}
+	return "flatd.unknown"
+}
+
+// Syslog levels (RFC 5424, 6.2.1) of the events.
+const (
+	PriorityWarning = 4 // no answer, a slow one, or a loss
+	PriorityNotice  = 5 // an answer, but a negative one
+	PriorityInfo    = 6
+)
+
+// Priority returns the syslog level of an event. What flatd does as it is told
+// is Info; only a loss calls for a human.
+func (e *Event) Priority() int {
+	switch {
+	case e.Kind == KindStatus:
+		if e.Status != nil && e.Status.Action == ActionLoss {
+			return PriorityWarning
+		}
+		return PriorityInfo
+	case e.Slow, e.Result == ResultTimeout:
+		return PriorityWarning
+	case e.Failed():
+		return PriorityNotice
+	}
+	return PriorityInfo
+}
+
+// outcome is event.outcome, which status events do not have.
+func (e *Event) outcome() string {
+	if e.Failed() {
+		return "failure"
+	}
+	return "success"
+}
+
+// action is event.action.
+func (e *Event) action() string {
+	switch e.Kind {
+	case KindTCP:
+		return "tcp-handshake"
+	case KindDNS:
+		return "dns-query"
+	case KindUDP:
+		return "udp-exchange"
+	case KindICMP:
+		return "icmp-echo"
+	}
+	if e.Status != nil {
+		return string(e.Status.Action)
+	}
+	return ""
+}
+
+// The values of event.category and event.type are those that ECS 8.17 allows
+// together.
+var (
+	categoryNetwork       = []string{"network"}
+	categoryProcess       = []string{"process"}
+	categoryConfiguration = []string{"configuration"}
+
+	typeStarted  = []string{"connection", "start"}
+	typeDenied   = []string{"connection", "denied"}
+	typeTraffic  = []string{"connection", "info"}
+	typeProtocol = []string{"connection", "protocol"}
+	typeStart    = []string{"start"}
+	typeEnd      = []string{"end"}
+	typeChange   = []string{"change"}
+	typeInfo     = []string{"info"}
+)
+
+// categories is event.category.
+func (e *Event) categories() []string {
+	if e.Kind != KindStatus || e.Status == nil {
+		return categoryNetwork
+	}
+	switch e.Status.Action {
+	case ActionAttach, ActionDetach:
+		return categoryNetwork
+	case ActionConfig:
+		return categoryConfiguration
+	}
+	return categoryProcess
+}
+
+// types is event.type.
+func (e *Event) types() []string {
+	switch {
+	case e.Kind == KindStatus:
+		return e.statusTypes()
+	case e.Kind == KindDNS:
+		return typeProtocol
+	case e.Result == ResultEstablished:
+		return typeStarted
+	case e.Result == ResultRefused:
+		return typeDenied
+	}
+	return typeTraffic
+}
+
+func (e *Event) statusTypes() []string {
+	if e.Status == nil {
+		return typeInfo
+	}
+	switch e.Status.Action {
+	case ActionStart:
+		return typeStart
+	case ActionStop:
+		return typeEnd
+	case ActionConfig:
+		return typeChange
+	}
+	return typeInfo
+}
+
+// transport is network.transport: the name of the IP protocol, as IANA has it.
+func (e *Event) transport() string {
+	switch e.protocolNumber() {
+	case protocolTCP:
+		return "tcp"
+	case protocolUDP:
+		return "udp"
+	case protocolICMP:
+		return "icmp"
+	case protocolICMPv6:
+		return "ipv6-icmp"
+	}
+	return ""
+}
+
+// application is network.protocol, "" where the packets do not tell.
+func (e *Event) application() string {
+	switch {
+	case e.Kind == KindDNS:
+		return "dns"
+	case e.QUIC:
+		return "quic"
+	}
+	return ""
+}
+
+// family is network.type.
+func (e *Event) family() string {
+	switch {
+	case !e.Source.Addr().IsValid():
+		return ""
+	case e.Source.Addr().Is4():
+		return "ipv4"
+	}
+	return "ipv6"
+}
+
+// direction is network.direction: which way the request went.
+func (e *Event) direction() string {
+	if e.Side == SideServer {
+		return "ingress"
+	}
+	return "egress"
+}

@@ -1,0 +1,148 @@
+package flows
+
+import (
+	"net/netip"
+	"strconv"
+	"time"
+	"unicode/utf8"
+)
+
+// AppendText appends the event as a plain sentence, without a full stop:
+//
+//	tcp 192.0.2.10:43210 -> 198.51.100.20:443 established in 1.23 ms
+//
+// It is one line of printable characters, whatever was on the wire. Within the
+// capacity of dst it allocates nothing.
+func AppendText(dst []byte, e *Event) []byte {
+	if e.Kind == KindStatus {
+		return appendStatus(dst, e)
+	}
+	dst = append(dst, e.label()...)
+	dst = e.appendEndpoints(append(dst, ' '))
+	if e.DNS.HasQuestion() {
+		dst = e.appendQuestion(append(dst, ' '))
+	}
+	dst = e.appendEnding(append(dst, ' '))
+	return e.appendNotes(dst)
+}
+
+// label is how people call the kind of exchange.
+func (e *Event) label() string {
+	if e.QUIC {
+		return "quic"
+	}
+	return e.Kind.String()
+}
+
+func appendStatus(dst []byte, e *Event) []byte {
+	if e.Status == nil {
+		return dst
+	}
+	return appendPrintable(dst, e.Status.Message)
+}
+
+func (e *Event) appendEndpoints(dst []byte) []byte {
+	dst = e.appendEndpoint(dst, e.Source)
+	dst = append(dst, " -> "...)
+	return e.appendEndpoint(dst, e.Destination)
+}
+
+func (e *Event) appendEndpoint(dst []byte, end netip.AddrPort) []byte {
+	if e.Kind == KindICMP {
+		return end.Addr().AppendTo(dst)
+	}
+	return end.AppendTo(dst)
+}
+
+func (e *Event) appendQuestion(dst []byte) []byte {
+	dst = e.DNS.AppendType(dst)
+	return e.DNS.AppendName(append(dst, ' '))
+}
+
+// appendEnding appends how the exchange ended.
+func (e *Event) appendEnding(dst []byte) []byte {
+	if e.Result == ResultTimeout {
+		dst = append(dst, "timed out"...)
+		if e.Limit > 0 {
+			dst = appendDuration(append(dst, ": no answer within "...), e.Limit, "")
+		}
+		return dst
+	}
+	dst = append(dst, e.ResultName()...)
+	if e.Duration > 0 {
+		dst = appendDuration(append(dst, " in "...), e.Duration, " ")
+	}
+	return dst
+}
+
+// appendNotes appends in brackets what is out of the ordinary.
+func (e *Event) appendNotes(dst []byte) []byte {
+	separator := " ("
+	if e.Retransmits > 0 {
+		dst = strconv.AppendUint(append(dst, separator...), uint64(e.Retransmits), 10)
+		dst = append(dst, " retransmit"...)
+		if e.Retransmits > 1 {
+			dst = append(dst, 's')
+		}
+		separator = ", "
+	}
+	if e.Side == SideServer {
+		dst = append(append(dst, separator...), "server side"...)
+		separator = ", "
+	}
+	if separator == " (" {
+		return dst
+	}
+	return append(dst, ')')
+}
+
+// appendDuration appends a duration rounded to three significant digits in its
+// natural unit, with space between the two: 1.23 ms, 81 µs.
+func appendDuration(dst []byte, d time.Duration, space string) []byte {
+	step := time.Duration(1)
+	for d/step >= 1000 {
+		step *= 10
+	}
+	d = d.Round(step)
+	unit, name := durationUnit(d)
+	dst = strconv.AppendInt(dst, int64(d/unit), 10)
+	dst = appendThousandths(dst, int64(d%unit*1000/unit))
+	return append(append(dst, space...), name...)
+}
+
+func durationUnit(d time.Duration) (time.Duration, string) {
+	switch {
+	case d >= time.Second:
+		return time.Second, "s"
+	case d >= time.Millisecond:
+		return time.Millisecond, "ms"
+	case d >= time.Microsecond:
+		return time.Microsecond, "µs"
+	}
+	return time.Nanosecond, "ns"
+}
+
+// appendThousandths appends a fraction as .DDD without the zeros at its end.
+func appendThousandths(dst []byte, n int64) []byte {
+	if n <= 0 {
+		return dst
+	}
+	dst = append(dst, '.', '0'+byte(n/100), '0'+byte(n/10%10), '0'+byte(n%10))
+	for dst[len(dst)-1] == '0' {
+		dst = dst[:len(dst)-1]
+	}
+	return dst
+}
+
+// appendPrintable appends s as one printable line: what is not printable as
+// \u and hex digits, so that it can neither move a cursor nor forge a line.
+func appendPrintable(dst []byte, s string) []byte {
+	for _, r := range s {
+		if printable(r) {
+			dst = utf8.AppendRune(dst, r)
+		} else {
+			dst = appendUnicode(dst, r)
+		}
+	}
+	return dst
+}
