@@ -1,0 +1,213 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/flatd/flatd/flows"
+)
+
+// DefaultPath is where the configuration is, unless the command line says
+// otherwise. A host without this file runs on the defaults.
+const DefaultPath = "/etc/flatd/flatd.toml"
+
+// fileBytesMax bounds a configuration file. Filters of the greatest size take
+// a tenth of it.
+const fileBytesMax = 1 << 20
+
+// Config is a valid configuration. Configs that mean the same are equal by
+// reflect.DeepEqual: a list is nil rather than empty.
+type Config struct {
+	Interfaces []string // names, globs, "auto"
+	Exclude    []string // names, globs
+	Attach     string   // "auto", "tcx" or "clsact"
+	PinPath    string
+	KeepFor    time.Duration // 0: for ever
+	Socket     string
+
+	Measure Measure
+	Filter  Filter
+	Outputs Outputs
+}
+
+// Measure says which exchanges are followed, and how.
+type Measure struct {
+	Kinds       []flows.Kind
+	Sides       []flows.Side
+	Timeout     time.Duration // a request unanswered for so long has failed
+	Slow        time.Duration // an answer that took at least so long is slow
+	UDPInterval time.Duration // a UDP flow quiet for so long is new again
+	DNSPorts    []uint16
+	DNSNames    string // "on", "off" or "hash"
+	Match       string // "interface" or "host"
+}
+
+// Filter says which exchanges are reported.
+type Filter struct {
+	// Include and Exclude are the peers; the most specific prefix decides.
+	// They are masked, and IPv4 is not in its mapped form.
+	Include, Exclude []netip.Prefix
+	Ports            []PortRange   // of the responder; none: all
+	MinDuration      time.Duration // faster successes are not reported
+	Sample           uint32        // one success in so many is reported
+}
+
+// PortRange is the ports from First to Last, both included.
+type PortRange struct{ First, Last uint16 }
+
+// Outputs says where events go.
+type Outputs struct {
+	Journald Journald
+	NATS     NATS
+	Stdout   Stdout
+}
+
+// Journald sets up the output to the journal.
+type Journald struct {
+	Enabled bool
+	Profile string // "budget", "all" or "notable"
+	// The budget of events a second, and how many may come at once.
+	SuccessesPerSecond, SuccessesBurst int
+	FailuresPerSecond, FailuresBurst   int
+	Queue                              int // events
+}
+
+// NATS sets up the output to NATS. It is off while URL is empty. Credentials,
+// NKey, Token, Password and what begins with TLS are the paths of files; an
+// empty path means none.
+type NATS struct {
+	URL     string // one server, or several with commas between
+	Subject string // template
+	Mode    string // "auto", "core" or "jetstream"
+
+	Credentials, NKey, Token string
+	User, Password           string
+	TLSCA, TLSCert, TLSKey   string
+
+	Queue int // events
+}
+
+// Stdout sets up the output to standard output.
+type Stdout struct {
+	Enabled bool
+	Format  string // "json" or "text"
+	Queue   int    // events
+}
+
+// Defaults is the configuration of a host that has no file.
+func Defaults() Config {
+	return Config{
+		Interfaces: []string{"auto"},
+		Exclude:    []string{"veth*", "docker*", "br-*"},
+		Attach:     "auto",
+		PinPath:    "/sys/fs/bpf/flatd",
+		KeepFor:    10 * time.Minute,
+		Socket:     "/run/flatd/control.sock",
+		Measure: Measure{
+			Kinds:       []flows.Kind{flows.KindTCP, flows.KindDNS, flows.KindUDP, flows.KindICMP},
+			Sides:       []flows.Side{flows.SideClient, flows.SideServer},
+			Timeout:     10 * time.Second,
+			Slow:        time.Second,
+			UDPInterval: 30 * time.Second,
+			DNSPorts:    []uint16{53},
+			DNSNames:    "on",
+			Match:       "interface",
+		},
+		Filter: Filter{Sample: 1},
+		Outputs: Outputs{
+			Journald: Journald{
+				Enabled:            true,
+				Profile:            "budget",
+				SuccessesPerSecond: 10,
+				SuccessesBurst:     200,
+				FailuresPerSecond:  200,
+				FailuresBurst:      2000,
+				Queue:              8192,
+			},
+			NATS:   NATS{Subject: "flatd.v1.{host}.{kind}.{result}", Mode: "auto", Queue: 65536},
+			Stdout: Stdout{Format: "json", Queue: 8192},
+		},
+	}
+}
+
+// Load reads the configuration at path and then, in lexical order, the files
+// <path>.d/*.toml, each of which overrides key by key. Only at DefaultPath may
+// the file be missing. The error joins everything that is wrong, each with its
+// file, line and key, including files of credentials that cannot be read.
+func Load(path string) (Config, error) {
+	files, err := readFiles(path, path == DefaultPath)
+	if err != nil {
+		return Config{}, err
+	}
+	r := newConfigReader()
+	for _, f := range files {
+		r.read(f)
+	}
+	r.check()
+	r.checkCredentials()
+	return r.result()
+}
+
+// readFiles reads the main file, which may be missing if it is optional, and its
+// drop-ins.
+func readFiles(path string, optional bool) ([]File, error) {
+	paths := []string{path}
+	if _, err := os.Stat(path); optional && errors.Is(err, fs.ErrNotExist) {
+		paths = nil
+	}
+	dropIns, err := dropInsOf(path)
+	if err != nil {
+		return nil, err
+	}
+
+	var files []File
+	var problems []error
+	for _, p := range append(paths, dropIns...) {
+		text, err := readBounded(p)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("configuration: %w", err))
+			continue
+		}
+		files = append(files, File{Name: p, Text: text})
+	}
+	return files, errors.Join(problems...)
+}
+
+// dropInsOf lists the drop-ins of path in lexical order. Hidden files are left
+// out: editors keep unfinished ones under such names.
+func dropInsOf(path string) ([]string, error) {
+	entries, err := os.ReadDir(path + ".d")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	var paths []string
+	for _, e := range entries {
+		if name := e.Name(); strings.HasSuffix(name, ".toml") && !strings.HasPrefix(name, ".") {
+			paths = append(paths, filepath.Join(path+".d", name))
+		}
+	}
+	return paths, nil
+}
+
+func readBounded(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, fileBytesMax+1))
+	if err == nil && len(text) > fileBytesMax {
+		err = fmt.Errorf("%s has more than %d bytes", path, fileBytesMax)
+	}
+	return string(text), err
+}

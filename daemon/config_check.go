@@ -1,0 +1,112 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+)
+
+// check looks at what no key shows alone: values that contradict each other.
+// It complains of keys that are set, never of a default.
+func (r *configReader) check() {
+	r.checkPrefixes()
+	f, m := &r.config.Filter, &r.config.Measure
+	if f.MinDuration >= m.Timeout {
+		r.complain("filter.min_duration", "%q is not below measure.timeout, %q: no success would be reported",
+			humanDuration(f.MinDuration), humanDuration(m.Timeout))
+	}
+	r.checkLogin()
+}
+
+func (r *configReader) checkPrefixes() {
+	f := &r.config.Filter
+	if n := len(f.Include) + len(f.Exclude); n > prefixesMax {
+		r.complain("filter.exclude", "makes %d prefixes together with filter.include: want at most %d", n, prefixesMax)
+	}
+	for _, p := range f.Exclude {
+		if slices.Contains(f.Include, p) {
+			r.complain("filter.exclude", "%q is in filter.include too: want it in one of them", p)
+		}
+	}
+}
+
+// checkLogin sees to it that there is one way to log in, and that it is whole.
+func (r *configReader) checkLogin() {
+	ways := []string{"credentials", "nkey", "token", "user"}
+	ways = slices.DeleteFunc(ways, func(w string) bool { return !r.isSet("outputs.nats." + w) })
+	if len(ways) > 1 {
+		for _, w := range ways[1:] {
+			r.complain("outputs.nats."+w, "%s is set too: want one way to log in; in a drop-in, %[1]s = \"\" unsets it", ways[0])
+		}
+	}
+	r.checkPair("outputs.nats.user", "outputs.nats.password")
+	r.checkPair("outputs.nats.tls_cert", "outputs.nats.tls_key")
+}
+
+// checkPair sees to it that both keys are set, or neither.
+func (r *configReader) checkPair(a, b string) {
+	if r.isSet(b) {
+		a, b = b, a
+	}
+	if r.isSet(a) && !r.isSet(b) {
+		r.complain(a, "goes together with %s, which is not set", b)
+	}
+}
+
+// checkCredentials opens the files that an output would read.
+func (r *configReader) checkCredentials() {
+	for _, c := range credentialsOf(&r.config.Outputs.NATS) {
+		if c.path == "" || !present(c.path) {
+			continue
+		}
+		if err := readable(c.path); err != nil {
+			r.complain(c.name, "%v", err)
+		}
+	}
+}
+
+// present is false for what systemd provides to units (LoadCredential=, see
+// systemd.exec(5)) when flatd does not run as one: it is there only while the
+// unit runs, so that a check in a terminal cannot see it.
+func present(path string) bool {
+	own := os.Getenv("CREDENTIALS_DIRECTORY")
+	return !strings.HasPrefix(path, "/run/credentials/") || own != "" && strings.HasPrefix(path, own+"/")
+}
+
+// readable tries to read from a file. Others than regular ones are not opened,
+// since a named pipe would hold up the caller.
+func readable(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("%s is not a regular file", path)
+	}
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrPermission) {
+		return fmt.Errorf("%w; try again as root", err)
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.Read(make([]byte, 1))
+	if err == io.EOF {
+		return fmt.Errorf("%s is empty", path)
+	}
+	return err
+}
+
+func (r *configReader) isSet(key string) bool {
+	_, ok := r.places[key]
+	return ok
+}
+
+// complain notes what is wrong with a key where it was set last.
+func (r *configReader) complain(key, format string, args ...any) {
+	r.problems = append(r.problems, configProblem{r.places[key], key, fmt.Sprintf(format, args...)})
+}

@@ -1,0 +1,139 @@
+package daemon
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/flatd/flatd/flows"
+)
+
+// Limits of the kernel half: DNS_PORTS_MAX and PORT_RANGES_MAX in
+// bpf/settings.h; NETS_MAX in bpf/maps.h, which has room for two generations.
+const (
+	dnsPortsMax   = 8
+	portRangesMax = 16
+	prefixesMax   = 1024
+)
+
+// Limits of what a queue keeps, in events.
+const (
+	queueEventsMin = 256
+	queueEventsMax = 1 << 20
+)
+
+// interfacesMax bounds each list of interfaces.
+const interfacesMax = 256
+
+// keepForMax is thirty days: who wants longer wants 0.
+const keepForMax = 720 * time.Hour
+
+// journalRateMax bounds the journal's budgets, in events and events a second.
+const journalRateMax = 1_000_000
+
+// configKey is one key that a file may have.
+type configKey struct {
+	name string // with its tables: "measure.timeout"
+	set  setter
+}
+
+// keysOf lists every key there is, each set to fill its place in c.
+func keysOf(c *Config) []configKey {
+	return slices.Concat(
+		[]configKey{
+			{"interfaces", list(&c.Interfaces, 1, interfacesMax, interfaceWanted)},
+			{"exclude", list(&c.Exclude, 0, interfacesMax, interfaceUnwanted)},
+			{"attach", word(&c.Attach, "auto", "tcx", "clsact")},
+			{"pin_path", text(&c.PinPath, pinPath)},
+			{"keep_for", durationOrZero(&c.KeepFor, 10*time.Second, keepForMax)},
+			{"socket", text(&c.Socket, socketPath)},
+		},
+		measureKeys(&c.Measure),
+		filterKeys(&c.Filter),
+		journaldKeys(&c.Outputs.Journald),
+		natsKeys(&c.Outputs.NATS),
+		[]configKey{
+			{"outputs.stdout.enabled", boolean(&c.Outputs.Stdout.Enabled)},
+			{"outputs.stdout.format", word(&c.Outputs.Stdout.Format, "json", "text")},
+			{"outputs.stdout.queue", integer(&c.Outputs.Stdout.Queue, queueEventsMin, queueEventsMax)},
+		},
+	)
+}
+
+func measureKeys(m *Measure) []configKey {
+	return []configKey{
+		{"measure.kinds", list(&m.Kinds, 1, 4, named(
+			meaning[flows.Kind]{"tcp", flows.KindTCP},
+			meaning[flows.Kind]{"dns", flows.KindDNS},
+			meaning[flows.Kind]{"udp", flows.KindUDP},
+			meaning[flows.Kind]{"icmp", flows.KindICMP}))},
+		{"measure.sides", list(&m.Sides, 1, 2, named(
+			meaning[flows.Side]{"client", flows.SideClient},
+			meaning[flows.Side]{"server", flows.SideServer}))},
+		{"measure.timeout", duration(&m.Timeout, 100*time.Millisecond, 5*time.Minute)},
+		{"measure.slow", duration(&m.Slow, time.Microsecond, 5*time.Minute)},
+		{"measure.udp_interval", duration(&m.UDPInterval, time.Second, time.Hour)},
+		{"measure.dns_ports", list(&m.DNSPorts, 1, dnsPortsMax, port)},
+		{"measure.dns_names", word(&m.DNSNames, "on", "off", "hash")},
+		{"measure.match", word(&m.Match, "interface", "host")},
+	}
+}
+
+func filterKeys(f *Filter) []configKey {
+	return []configKey{
+		{"filter.include", list(&f.Include, 0, prefixesMax, prefix)},
+		{"filter.exclude", list(&f.Exclude, 0, prefixesMax, prefix)},
+		{"filter.ports", list(&f.Ports, 0, portRangesMax, portRange)},
+		{"filter.min_duration", durationOrZero(&f.MinDuration, time.Microsecond, 5*time.Minute)},
+		{"filter.sample", integer(&f.Sample, 1, 1_000_000_000)},
+	}
+}
+
+func journaldKeys(j *Journald) []configKey {
+	return []configKey{
+		{"outputs.journald.enabled", boolean(&j.Enabled)},
+		{"outputs.journald.profile", word(&j.Profile, "budget", "all", "notable")},
+		{"outputs.journald.successes_per_second", integer(&j.SuccessesPerSecond, 1, journalRateMax)},
+		{"outputs.journald.successes_burst", integer(&j.SuccessesBurst, 1, journalRateMax)},
+		{"outputs.journald.failures_per_second", integer(&j.FailuresPerSecond, 1, journalRateMax)},
+		{"outputs.journald.failures_burst", integer(&j.FailuresBurst, 1, journalRateMax)},
+		{"outputs.journald.queue", integer(&j.Queue, queueEventsMin, queueEventsMax)},
+	}
+}
+
+func natsKeys(n *NATS) []configKey {
+	return []configKey{
+		{"outputs.nats.url", text(&n.URL, natsURL)},
+		{"outputs.nats.subject", text(&n.Subject, subject)},
+		{"outputs.nats.mode", word(&n.Mode, "auto", "core", "jetstream")},
+		{"outputs.nats.credentials", secretFile(&n.Credentials)},
+		{"outputs.nats.nkey", secretFile(&n.NKey)},
+		{"outputs.nats.token", secretFile(&n.Token)},
+		{"outputs.nats.user", text(&n.User, userName)},
+		{"outputs.nats.password", secretFile(&n.Password)},
+		{"outputs.nats.tls_ca", secretFile(&n.TLSCA)},
+		{"outputs.nats.tls_cert", secretFile(&n.TLSCert)},
+		{"outputs.nats.tls_key", secretFile(&n.TLSKey)},
+		{"outputs.nats.queue", integer(&n.Queue, queueEventsMin, queueEventsMax)},
+	}
+}
+
+// credential is a key that names a file.
+type credential struct{ name, path string }
+
+func credentialsOf(n *NATS) []credential {
+	return []credential{
+		{"outputs.nats.credentials", n.Credentials},
+		{"outputs.nats.nkey", n.NKey},
+		{"outputs.nats.token", n.Token},
+		{"outputs.nats.password", n.Password},
+		{"outputs.nats.tls_ca", n.TLSCA},
+		{"outputs.nats.tls_cert", n.TLSCert},
+		{"outputs.nats.tls_key", n.TLSKey},
+	}
+}
+
+// isTable reports whether there are keys in a table of this name.
+func isTable(keys []configKey, name string) bool {
+	return slices.ContainsFunc(keys, func(k configKey) bool { return strings.HasPrefix(k.name, name+".") })
+}

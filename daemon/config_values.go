@@ -1,0 +1,242 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// setter checks the value of a key, as package toml has it, and stores it. Its
+// error says what is wrong, what is wanted, and what may have been meant.
+type setter func(value any) error
+
+func boolean(to *bool) setter {
+	return func(value any) error {
+		b, ok := value.(bool)
+		if !ok {
+			return fmt.Errorf("%s is not a boolean: want true or false, without quotes", show(value))
+		}
+		*to = b
+		return nil
+	}
+}
+
+// text takes a string that check finds nothing wrong with.
+func text(to *string, check func(string) error) setter {
+	return func(value any) error {
+		s, ok := value.(string)
+		if !ok {
+			return fmt.Errorf("%s is not a string: want one in quotes", show(value))
+		}
+		if err := check(s); err != nil {
+			return err
+		}
+		*to = s
+		return nil
+	}
+}
+
+// word takes one of the words.
+func word(to *string, words ...string) setter {
+	return func(value any) error {
+		s, ok := value.(string)
+		if !ok || !slices.Contains(words, s) {
+			return notOneOf(value, words)
+		}
+		*to = s
+		return nil
+	}
+}
+
+func notOneOf(value any, words []string) error {
+	s, ok := value.(string)
+	if !ok {
+		return fmt.Errorf("%s is not a string: want %s", show(value), alternatives(words))
+	}
+	if meant, ok := closest(s, words); ok {
+		return fmt.Errorf("%s is not known: want %s; did you mean %q?", show(s), alternatives(words), meant)
+	}
+	return fmt.Errorf("%s is not known: want %s", show(s), alternatives(words))
+}
+
+// integer takes a whole number from least to most.
+func integer[T int | uint32](to *T, least, most T) setter {
+	return func(value any) error {
+		n, ok := value.(int64)
+		if !ok {
+			return fmt.Errorf("%s is not a whole number: want one from %d to %d, without quotes",
+				show(value), least, most)
+		}
+		if n < int64(least) || n > int64(most) {
+			return fmt.Errorf("%d is out of range: want %d to %d", n, least, most)
+		}
+		*to = T(n)
+		return nil
+	}
+}
+
+// duration takes a time from least to most, such as "250ms".
+func duration(to *time.Duration, least, most time.Duration) setter {
+	return func(value any) error {
+		d, err := parseDuration(value)
+		if err != nil {
+			return err
+		}
+		if d < least || d > most {
+			return fmt.Errorf("%q is out of range: want %s to %s", humanDuration(d), humanDuration(least), humanDuration(most))
+		}
+		*to = d
+		return nil
+	}
+}
+
+// durationOrZero takes a time from least to most, or none.
+func durationOrZero(to *time.Duration, least, most time.Duration) setter {
+	within := duration(to, least, most)
+	return func(value any) error {
+		d, err := parseDuration(value)
+		if err != nil {
+			return err
+		}
+		if d == 0 {
+			*to = 0
+			return nil
+		}
+		if err := within(value); err != nil {
+			return fmt.Errorf("%w, or \"0s\"", err)
+		}
+		return nil
+	}
+}
+
+func parseDuration(value any) (time.Duration, error) {
+	switch v := value.(type) {
+	case int64, float64:
+		return 0, fmt.Errorf("%v has no unit: want a string with a unit, such as \"%vs\"", v, v)
+	case string:
+		if d, err := time.ParseDuration(v); err == nil {
+			return d, nil
+		}
+		if _, err := strconv.ParseFloat(v, 64); err == nil {
+			return 0, fmt.Errorf("%s has no unit: want one of us, ms, s, m and h, such as %q", show(v), v+"s")
+		}
+		return 0, fmt.Errorf("%s is not a duration: want a number with a unit (us, ms, s, m or h), such as \"10s\"", show(v))
+	}
+	return 0, fmt.Errorf("%s is not a duration: want a string with a unit, such as \"10s\"", show(value))
+}
+
+// humanDuration writes d as people do in the file: "5m" and not "5m0s".
+func humanDuration(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
+// list takes from least to most different values, each as parse makes it.
+func list[T comparable](to *[]T, least, most int, parse func(any) (T, error)) setter {
+	return func(value any) error {
+		values, ok := value.([]any)
+		if !ok {
+			return fmt.Errorf("%s is not a list: want values in brackets, such as %s", show(value), bracketed(value))
+		}
+		if len(values) < least {
+			return fmt.Errorf("is empty: want at least %d value", least)
+		}
+		if len(values) > most {
+			return fmt.Errorf("has %d values: want at most %d", len(values), most)
+		}
+		var parsed []T
+		var problems []error
+		for _, v := range values {
+			p, err := parse(v)
+			if err == nil && slices.Contains(parsed, p) {
+				err = fmt.Errorf("%s is listed twice", show(v))
+			}
+			if err != nil {
+				problems = append(problems, err)
+				continue
+			}
+			parsed = append(parsed, p)
+		}
+		if problems != nil {
+			return errors.Join(problems...)
+		}
+		*to = parsed
+		return nil
+	}
+}
+
+// bracketed is what a list that was written without brackets should look like.
+func bracketed(value any) string {
+	if _, ok := value.(string); ok {
+		return "[" + show(value) + "]"
+	}
+	return `["a", "b"]`
+}
+
+// meaning is what a word in the file stands for.
+type meaning[T any] struct {
+	word  string
+	value T
+}
+
+// named makes a parser of words for a list.
+func named[T any](names ...meaning[T]) func(any) (T, error) {
+	var words []string
+	for _, n := range names {
+		words = append(words, n.word)
+	}
+	return func(value any) (T, error) {
+		for _, n := range names {
+			if value == n.word {
+				return n.value, nil
+			}
+		}
+		var none T
+		return none, notOneOf(value, words)
+	}
+}
+
+// show is a value as a message has it: short, and without control characters.
+func show(value any) string {
+	switch v := value.(type) {
+	case string:
+		const longest = 60
+		if r := []rune(v); len(r) > longest {
+			v = string(r[:longest]) + "…"
+		}
+		return strconv.Quote(v)
+	case []any:
+		return "a list"
+	case map[string]any:
+		return "a table"
+	case []map[string]any:
+		return "a list of tables"
+	case time.Time:
+		return "a date or time"
+	}
+	return fmt.Sprint(value)
+}
+
+// alternatives lists words: "a", "b" or "c".
+func alternatives(words []string) string {
+	var b strings.Builder
+	for i, w := range words {
+		switch {
+		case i > 0 && i == len(words)-1:
+			b.WriteString(" or ")
+		case i > 0:
+			b.WriteString(", ")
+		}
+		b.WriteString(strconv.Quote(w))
+	}
+	return b.String()
+}
