@@ -11,7 +11,9 @@ import (
 	"sync"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // Mode says how programs are attached.
@@ -94,7 +96,8 @@ func (s *State) Attach(iface Interface) (changed bool, err error) {
 		mode = TCX
 	}
 	if err != nil {
-		return changed, fmt.Errorf("attach %s by %s: %w", iface.Name, mode, err)
+		err = fmt.Errorf("attach %s by %s: %w", iface.Name, mode, err)
+		return changed, errors.Join(err, a.dropHalf(iface.Index, mode))
 	}
 	// The other way may be left from an earlier configuration.
 	if mode == TCX {
@@ -109,6 +112,33 @@ func (s *State) Attach(iface Interface) (changed bool, err error) {
 	}
 	a.attached[iface.Index] = Attachment{Interface: iface, Mode: mode}
 	return changed, err
+}
+
+// dropHalf detaches an interface that has programs in one direction alone:
+// there every request would seem to time out.
+func (a *attacher) dropHalf(index int, mode Mode) error {
+	attached := 0
+	for _, d := range directions {
+		if mode == Clsact {
+			if f, err := findFilter(index, d); err == nil && f != nil {
+				attached++
+			}
+		} else if _, err := os.Stat(a.linkPath(index, d)); err == nil {
+			attached++
+		}
+	}
+	if attached == len(directions) {
+		return nil // older ones, which are still at work
+	}
+	a.mu.Lock()
+	if a.attached[index].Mode == mode {
+		delete(a.attached, index)
+	}
+	a.mu.Unlock()
+	if mode == Clsact {
+		return detachClsact(index)
+	}
+	return a.detachTCX(index)
 }
 
 // Detach removes flatd's programs from an interface, which may be gone.
@@ -244,13 +274,50 @@ func sameProgram(p *ebpf.Program, id ebpf.ProgramID) bool {
 	return ok && own == id
 }
 
-// detachTCX removes our links; without the last reference they detach.
+// detachTCX removes our links.
 func (a *attacher) detachTCX(index int) error {
 	var errs []error
 	for _, d := range directions {
-		if err := os.Remove(a.linkPath(index, d)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("unpin the link: %w", err))
+		if err := unpin(a.linkPath(index, d)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// unpin removes a pin. A link it detaches at once: the kernel lets go of one
+// without references only some time later.
+func unpin(path string) error {
+	if l, err := link.LoadPinnedLink(path, nil); err == nil {
+		_ = l.Detach() // refused where the interface is gone
+		l.Close()
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("unpin: %w", err)
+	}
+	return nil
+}
+
+// HaveTCX reports whether this kernel has tcx hooks: nil, ErrNoTCX, or why that
+// cannot be told.
+func HaveTCX() error {
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type:         ebpf.SchedCLS,
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()},
+		License:      "Dual BSD/GPL",
+	})
+	if err != nil {
+		return explain(fmt.Errorf("load a program: %w", err))
+	}
+	defer program.Close()
+	// No interface has this index: a kernel with tcx looks for it in vain.
+	const nowhere = 1 << 30
+	_, err = link.AttachTCX(link.TCXOptions{Interface: nowhere, Program: program, Attach: ebpf.AttachTCXIngress})
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		return ErrNoTCX
+	}
+	if errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return explain(err)
 }

@@ -77,13 +77,17 @@ func findFilter(index int, d direction) (*netlink.BpfFilter, error) {
 	}
 	for _, f := range filters {
 		attrs := f.Attrs()
-		if attrs.Priority != clsactPriority || attrs.Handle != clsactHandle {
+		if attrs.Priority != clsactPriority || attrs.Chain != nil && *attrs.Chain != 0 {
 			continue
 		}
-		if bpf, ok := f.(*netlink.BpfFilter); ok && bpf.Name == clsactPrefix+string(d) {
+		bpf, ok := f.(*netlink.BpfFilter)
+		if ok && attrs.Handle == clsactHandle && bpf.Name == clsactPrefix+string(d) {
 			return bpf, nil
 		}
-		return nil, fmt.Errorf("a foreign %s filter has priority %d and handle %#x; see `tc filter show`", d, clsactPriority, clsactHandle)
+		// Filters of one priority share kind and protocol, but not the handle.
+		if !ok || attrs.Protocol != unix.ETH_P_ALL || attrs.Handle == clsactHandle {
+			return nil, fmt.Errorf("a foreign %s filter (%s, handle %#x) is in the way at our priority %d; see `tc filter show`", d, f.Type(), attrs.Handle, clsactPriority)
+		}
 	}
 	return nil, nil
 }

@@ -86,7 +86,7 @@ type kernelFlatKey struct {
 type kernelFlatNet struct {
 	_          structs.HostLayout
 	PrefixBits uint32
-	Generation uint32
+	Table      uint32
 	Addr       struct {
 		_     structs.HostLayout
 		Bytes [16]uint8

@@ -77,7 +77,7 @@ func (k *kernel) records() []kernelFlatRecord {
 	k.t.Helper()
 	var all []kernelFlatRecord
 	for {
-		raw, position, ok := k.reader.Next()
+		raw, _, ok := k.reader.Next()
 		if !ok {
 			return all
 		}
@@ -85,7 +85,7 @@ func (k *kernel) records() []kernelFlatRecord {
 			k.t.Fatalf("a record of %d bytes", len(raw))
 		}
 		all = append(all, *(*kernelFlatRecord)(unsafe.Pointer(&raw[0])))
-		k.reader.Commit(position)
+		k.reader.Commit()
 	}
 }
 

@@ -166,12 +166,13 @@ static __always_inline bool port_wanted(const struct flat_options *s, __be16 res
 	return false;
 }
 
-static __always_inline bool peer_wanted(const struct flat_options *s, const struct flat_key *key)
+static __always_inline bool peer_wanted(const struct half *h)
 {
+	const struct flat_options *s = h->settings;
 	struct flat_net net = {
 		.prefix_bits = 32 + 128,
-		.generation = s->generation,
-		.addr = key->remote,
+		.table = s->generation * 2 + h->ipv6,
+		.addr = h->key.remote,
 	};
 	__u32 *verdict = bpf_map_lookup_elem(&flat_nets, &net);
 
@@ -192,7 +193,7 @@ static __always_inline bool wanted(const struct half *h, enum flat_side side)
 	if (key->kind != KIND_ICMP &&
 	    !port_wanted(s, side == SIDE_CLIENT ? key->remote_port : key->local_port))
 		return false;
-	return peer_wanted(s, key);
+	return peer_wanted(h);
 }
 
 /*
@@ -304,6 +305,12 @@ static __always_inline void write_record(struct flat_record *r, const struct hal
 	r->reserved[2] = 0;
 }
 
+/*
+ * The shortest question: the root's name, type and class. Linux 5.10 learns
+ * nothing from a comparison with 0, and refuses reads of no bytes.
+ */
+#define QUESTION_MIN 5
+
 static __always_inline void report(const struct half *h, const struct flat_pending *open,
 				   enum flat_side side, const struct answer *a)
 {
@@ -329,8 +336,9 @@ static __always_inline void report(const struct half *h, const struct flat_pendi
 		return;
 	}
 	write_record(&d->record, h, open, side, a, sequence);
+	__builtin_memset(d->question, 0, sizeof(d->question));
 	barrier_var(length); /* the check again, for the verifier: see observe_duration */
-	if (length < 1 || length > QUESTION_MAX ||
+	if (length < QUESTION_MIN || length > QUESTION_MAX ||
 	    bpf_skb_load_bytes(h->skb, a->question_offset, d->question, length))
 		d->record.question_length = 0;
 	bpf_ringbuf_submit(d, 0);

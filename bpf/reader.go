@@ -82,12 +82,13 @@ func newReader(ring *ebpf.Map) (r *Reader, err error) {
 	return r, nil
 }
 
-// Next returns the next record and the position behind it, or false if there
-// is none yet. The record is the kernel's memory: it may be read until a
-// position beyond it is committed.
+// Next returns the next record and its position in the ring, which is never 0,
+// or false if there is none yet. The record is the kernel's memory: it may be
+// read until it is committed.
 func (r *Reader) Next() (record []byte, position uint64, ok bool) {
 	for r.next != atomic.LoadUintptr(r.producer) {
-		start := r.next & r.mask
+		begin := r.next
+		start := begin & r.mask
 		// Atomic, since the kernel clears the busy flag with release semantics.
 		header := atomic.LoadUint32((*uint32)(unsafe.Pointer(&r.data[start])))
 		if header&recordBusy != 0 {
@@ -96,8 +97,8 @@ func (r *Reader) Next() (record []byte, position uint64, ok bool) {
 		length := uintptr(header &^ (recordBusy | recordDiscard))
 		r.next += recordHeader + (length+7)&^7
 		if header&recordDiscard == 0 {
-			start += recordHeader
-			return r.data[start : start+length : start+length], uint64(r.next), true
+			data := r.data[start+recordHeader:][:length:length]
+			return data, uint64(begin + recordHeader), true
 		}
 	}
 	return nil, 0, false
@@ -135,16 +136,16 @@ func (r *Reader) Wake() {
 	_, _ = unix.Write(r.wake, one[:])
 }
 
-// Commit lets the kernel reuse all records before position, one that Next
-// returned. What is not committed is read again after a restart.
-func (r *Reader) Commit(position uint64) {
-	if int64(position-uint64(atomic.LoadUintptr(r.consumer))) > 0 {
-		atomic.StoreUintptr(r.consumer, uintptr(position))
+// Commit lets the kernel reuse all records that Next has returned. What is not
+// committed is read again after a restart.
+func (r *Reader) Commit() { atomic.StoreUintptr(r.consumer, r.next) }
+
+// CommitBefore commits all records before the one at position.
+func (r *Reader) CommitBefore(position uint64) {
+	if end := uintptr(position) - recordHeader; int64(end-atomic.LoadUintptr(r.consumer)) > 0 {
+		atomic.StoreUintptr(r.consumer, end)
 	}
 }
-
-// Read is the position behind the last record that Next returned.
-func (r *Reader) Read() uint64 { return uint64(r.next) }
 
 // Outstanding is how many bytes have been read and not committed.
 func (r *Reader) Outstanding() int { return int(r.next - atomic.LoadUintptr(r.consumer)) }

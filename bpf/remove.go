@@ -6,15 +6,16 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-
-	"golang.org/x/sys/unix"
+	"regexp"
+	"slices"
 )
 
 // Remove detaches everything of flatd's and removes its pins, whatever state
 // they are in and whatever version made them. Nobody may be using the pin
 // path. It returns what it removed, one line each.
 func Remove(pinPath string) (removed []string, err error) {
-	switch lock, lockErr := lockRoot(pinPath); {
+	lock, lockErr := lockRoot(pinPath)
+	switch {
 	case lockErr == nil:
 		defer lock.Close()
 	case errors.Is(lockErr, ErrNoBPFFS):
@@ -32,28 +33,50 @@ func Remove(pinPath string) (removed []string, err error) {
 		}
 		removed = append(removed, fmt.Sprintf("clsact filters of interface %d", index))
 	}
-	// The directory itself stays: tmpfiles.d made it for the next start.
+	if lockErr == nil {
+		unpinned, err := removePins(pinPath)
+		removed = append(removed, unpinned...)
+		errs = append(errs, err)
+	}
+	return removed, errors.Join(errs...)
+}
+
+var versionDir = regexp.MustCompile(`^v[0-9]+$`)
+
+// removePins removes the directories v1, v2 and so on below pinPath. That
+// itself stays: tmpfiles.d made it for the next start, and others may have pins
+// in it.
+func removePins(pinPath string) (removed []string, err error) {
+	entries, err := os.ReadDir(pinPath)
+	if err != nil {
+		return nil, fmt.Errorf("list the pin path: %w", err)
+	}
+	var errs []error
+	for _, entry := range entries {
+		if entry.IsDir() && versionDir.MatchString(entry.Name()) {
+			pins, err := removeDir(filepath.Join(pinPath, entry.Name()))
+			removed = append(removed, pins...)
+			errs = append(errs, err)
+		}
+	}
+	return removed, errors.Join(errs...)
+}
+
+func removeDir(dir string) (removed []string, err error) {
 	var dirs []string
-	errs = append(errs, filepath.WalkDir(pinPath, func(path string, entry fs.DirEntry, err error) error {
+	errs := []error{filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			return nil
 		case err != nil:
 			return err
 		case entry.IsDir():
-			if path != pinPath {
-				dirs = append(dirs, path)
-			}
+			dirs = append(dirs, path)
 			return nil
 		}
-		if err := os.Remove(path); err != nil {
-			return fmt.Errorf("unpin: %w", err)
-		}
 		removed = append(removed, path)
-		return nil
-	}))
-	for i := len(dirs) - 1; i >= 0; i-- {
-		if err := os.Remove(dirs[i]); err != nil && !errors.Is(err, unix.ENOENT) {
+		return unpin(path)
+	})}
+	for _, path := range slices.Backward(dirs) {
+		if err := os.Remove(path); err != nil {
 			errs = append(errs, fmt.Errorf("remove the pin directory: %w", err))
 		}
 	}

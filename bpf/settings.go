@@ -145,9 +145,11 @@ func (s *State) addNets(generation uint32, settings Settings) error {
 }
 
 func netKey(generation uint32, p netip.Prefix) kernelFlatNet {
-	key := kernelFlatNet{PrefixBits: 32 + uint32(p.Bits()), Generation: generation}
+	key := kernelFlatNet{PrefixBits: 32 + uint32(p.Bits()), Table: generation * 2}
 	if p.Addr().Is4() {
 		key.PrefixBits += 96
+	} else {
+		key.Table++
 	}
 	key.Addr.Bytes = p.Addr().As16()
 	return key
@@ -159,7 +161,7 @@ func (s *State) clearNets(stale func(generation uint32) bool) error {
 	var gone []kernelFlatNet
 	entries := s.maps.FlatNets.Iterate()
 	for entries.Next(&key, &verdict) {
-		if stale(key.Generation) {
+		if stale(key.Table / 2) {
 			gone = append(gone, key)
 		}
 	}

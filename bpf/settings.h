@@ -45,7 +45,7 @@ enum flat_net_verdict {
 };
 
 struct flat_net {
-	__u32 prefix_bits; /* 32 for the generation, then those of the address */
-	__u32 generation;
+	__u32 prefix_bits; /* 32 for the table, then those of the address */
+	__u32 table;	   /* generation * 2, + 1 for IPv6, so that ::/0 is not about IPv4 */
 	union flat_addr addr;
 };

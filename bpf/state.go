@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
@@ -60,7 +61,15 @@ type State struct {
 
 // Open takes hold of the state below pinPath, creating what is missing. It
 // attaches nothing and changes no settings. The caller must Close it.
-func Open(pinPath string, mode Mode) (s *State, err error) {
+func Open(pinPath string, mode Mode) (*State, error) {
+	spec, err := loadKernel()
+	if err != nil {
+		return nil, fmt.Errorf("read the embedded programs: %w", err)
+	}
+	return open(pinPath, mode, spec)
+}
+
+func open(pinPath string, mode Mode, spec *ebpf.CollectionSpec) (s *State, err error) {
 	// Linux before 5.11 charges maps to this limit. Without CAP_SYS_RESOURCE
 	// it stays as it is, which may well be enough.
 	_ = rlimit.RemoveMemlock()
@@ -77,10 +86,6 @@ func Open(pinPath string, mode Mode) (s *State, err error) {
 	}
 	if err = os.MkdirAll(filepath.Join(s.dir, "links"), 0o700); err != nil {
 		return s, fmt.Errorf("create the pin directory: %w", err)
-	}
-	spec, err := loadKernel()
-	if err != nil {
-		return s, fmt.Errorf("read the embedded programs: %w", err)
 	}
 	if s.Start, err = s.start(spec); err != nil {
 		return s, err
@@ -107,16 +112,10 @@ func (s *State) start(spec *ebpf.CollectionSpec) (Start, error) {
 	}
 }
 
-// fresh loads everything into an empty directory. No event has this boot's
-// first number twice: the sequence starts at the microseconds since boot,
-// which is further than any earlier one that was removed can have come.
+// fresh loads everything into an empty directory.
 func (s *State) fresh(spec *ebpf.CollectionSpec) error {
 	if err := s.load(spec); err != nil {
 		return err
-	}
-	now := kernelFlatNumbering{Last: BootTime() / 1000}
-	if err := s.maps.FlatSequence.Update(uint32(0), now, ebpf.UpdateAny); err != nil {
-		return fmt.Errorf("start the sequence: %w", err)
 	}
 	return s.pinPrograms()
 }
@@ -137,11 +136,41 @@ func (s *State) adopt(spec *ebpf.CollectionSpec, pinned map[string]*ebpf.Program
 	if err := s.openMaps(spec); err != nil {
 		return false
 	}
+	for _, p := range pinned {
+		if !usesAll(p, &s.maps) {
+			s.maps.Close()
+			s.maps = kernelMaps{}
+			return false
+		}
+	}
 	s.programs = kernelPrograms{
 		FlatEgress:    pinned[kernelProgFlatEgress],
 		FlatEgressL3:  pinned[kernelProgFlatEgressL3],
 		FlatIngress:   pinned[kernelProgFlatIngress],
 		FlatIngressL3: pinned[kernelProgFlatIngressL3],
+	}
+	return true
+}
+
+// usesAll tells programs that work on the pinned maps from those whose maps
+// were unpinned, and made anew, by a start that was cut short.
+func usesAll(p *ebpf.Program, maps *kernelMaps) bool {
+	info, err := p.Info()
+	if err != nil {
+		return false
+	}
+	used, _ := info.MapIDs()
+	for _, m := range []*ebpf.Map{
+		maps.FlatCounters, maps.FlatEvents, maps.FlatHistograms, maps.FlatNets,
+		maps.FlatOurs, maps.FlatSequence, maps.FlatSettings, maps.FlatTheirs,
+	} {
+		info, err := m.Info()
+		if err != nil {
+			return false
+		}
+		if id, ok := info.ID(); !ok || !slices.Contains(used, id) {
+			return false
+		}
 	}
 	return true
 }
@@ -222,6 +251,24 @@ func (s *State) load(spec *ebpf.CollectionSpec) error {
 		return explain(fmt.Errorf("load the programs: %w", err))
 	}
 	s.programs, s.maps = objects.kernelPrograms, objects.kernelMaps
+	return s.startSequence()
+}
+
+// startSequence gives a new sequence its first number: the microseconds since
+// boot, which is further than any earlier one that was removed can have come.
+// So no two events of a boot have the same.
+func (s *State) startSequence() error {
+	var numbering kernelFlatNumbering
+	if err := s.maps.FlatSequence.Lookup(uint32(0), &numbering); err != nil {
+		return fmt.Errorf("look at the sequence: %w", err)
+	}
+	if numbering.Last != 0 {
+		return nil
+	}
+	numbering.Last = BootTime() / 1000
+	if err := s.maps.FlatSequence.Update(uint32(0), numbering, ebpf.UpdateAny); err != nil {
+		return fmt.Errorf("start the sequence: %w", err)
+	}
 	return nil
 }
 

@@ -83,6 +83,7 @@ func Pair(t testing.TB) (client, server *Host) {
 		Run(t, "ip", "-n", h.Name, "address", "add", h.V6+"/64", "dev", "eth0", "nodad")
 		Run(t, "ip", "-n", h.Name, "link", "set", "eth0", "up")
 		Run(t, "ip", "-n", h.Name, "link", "set", "lo", "up")
+		Run(t, "ip", "-n", h.Name, "route", "add", "224.0.0.0/4", "dev", "eth0")
 	}
 	return client, server
 }
@@ -135,7 +136,20 @@ func Run(t testing.TB, name string, args ...string) string {
 	return string(out)
 }
 
-// Root of the project's tree.
+// Build builds a command of the project and returns the binary's path.
+func Build(t testing.TB, name string, tags string) string {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), name)
+	build := exec.Command("go", "build", "-tags", tags, "-o", binary, "./cmd/"+name)
+	build.Dir = Tree(t)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", name, err, out)
+	}
+	return binary
+}
+
+// Tree is the root of the project's tree.
 func Tree(t testing.TB) string {
 	t.Helper()
 	_, file, _, _ := runtime.Caller(0)

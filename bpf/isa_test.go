@@ -1,0 +1,282 @@
+package bpf
+
+import (
+	"bytes"
+	"embed"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+	"github.com/gopacket/gopacket/layers"
+
+	"github.com/flatd/flatd/bpf/testbed"
+)
+
+//go:embed flat_bpfel.o flat_bpfeb.o
+var objects embed.FS
+
+// oldest is the kernel that the programs have to load on, 510 for Linux 5.10.
+const oldest = 510
+
+// helperSince is the kernel in which each helper appeared, for programs of tc.
+var helperSince = map[asm.BuiltinFunc]int{
+	asm.FnMapLookupElem:   319,
+	asm.FnMapUpdateElem:   319,
+	asm.FnMapDeleteElem:   319,
+	asm.FnGetPrandomU32:   401,
+	asm.FnSkbLoadBytes:    405,
+	asm.FnSkbPullData:     409,
+	asm.FnGetSocketCookie: 412,
+	asm.FnGetSocketUid:    412,
+	asm.FnSkbCgroupId:     418,
+	asm.FnSpinLock:        501,
+	asm.FnSpinUnlock:      501,
+	asm.FnRingbufReserve:  508,
+	asm.FnRingbufSubmit:   508,
+	asm.FnKtimeGetBootNs:  508,
+}
+
+var (
+	// What -mcpu=v2 has; v3 adds 32-bit arithmetic and jumps, v4 signed division and moves.
+	aluOps = []asm.ALUOp{asm.Add, asm.Sub, asm.Mul, asm.Div, asm.Or, asm.And, asm.LSh,
+		asm.RSh, asm.Neg, asm.Mod, asm.Xor, asm.Mov, asm.ArSh}
+	jumpOps = []asm.JumpOp{asm.Ja, asm.JEq, asm.JGT, asm.JGE, asm.JSet, asm.JNE, asm.JSGT,
+		asm.JSGE, asm.JLT, asm.JLE, asm.JSLT, asm.JSLE, asm.Call, asm.Exit}
+)
+
+// tooNew says what about an instruction the oldest kernel does not know.
+func tooNew(ins asm.Instruction) string {
+	op := ins.OpCode
+	switch class := op.Class(); {
+	case ins.IsBuiltinCall():
+		switch version, known := helperSince[asm.BuiltinFunc(ins.Constant)]; {
+		case !known:
+			return "a helper that is not listed in helperSince"
+		case version > oldest:
+			return fmt.Sprintf("a helper of Linux %d.%d", version/100, version%100)
+		}
+	case ins.IsKfuncCall():
+		return "a kfunc (5.13)"
+	case ins.IsLoadOfFunctionPointer():
+		return "a pointer to a function (5.13)"
+	case class == asm.Jump32Class:
+		return "a 32-bit jump (-mcpu=v3)"
+	case class == asm.JumpClass && (!slices.Contains(jumpOps, op.JumpOp()) || op.JumpOp() == asm.Call && op.Source() == asm.RegSource):
+		return "a new jump"
+	case class == asm.ALUClass && op.ALUOp() != asm.Swap:
+		return "32-bit arithmetic (-mcpu=v3)"
+	case class == asm.ALU64Class && !slices.Contains(aluOps, op.ALUOp()):
+		return "new arithmetic (-mcpu=v4)"
+	case op.Mode() == asm.AtomicMode && op.AtomicOp() != asm.AddAtomic:
+		return "an atomic that is more than an addition (5.12)"
+	case op.Mode() == asm.MemSXMode:
+		return "a load with sign extension (-mcpu=v4)"
+	}
+	return ""
+}
+
+func TestInstructionsAreKnownToLinux510(t *testing.T) {
+	for _, object := range []string{"flat_bpfel.o", "flat_bpfeb.o"} {
+		raw, err := objects.ReadFile(object)
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(raw))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(spec.Programs) != 4 {
+			t.Errorf("%s has %d programs, want 4", object, len(spec.Programs))
+		}
+		for name, program := range spec.Programs {
+			t.Logf("%s: %s: %d instructions with the functions it calls", object, name, len(program.Instructions))
+			for i, ins := range program.Instructions {
+				if problem := tooNew(ins); problem != "" {
+					t.Errorf("%s: %s: instruction %d (%v) is %s", object, name, i, ins, problem)
+				}
+			}
+		}
+	}
+}
+
+// The check above must be able to fail.
+func TestTooNewInstructionsAreFound(t *testing.T) {
+	for _, ins := range []asm.Instruction{
+		asm.FnLoop.Call(), asm.FnTimerInit.Call(), asm.BuiltinFunc(9999).Call(),
+		{OpCode: asm.OpCode(asm.JumpClass).SetJumpOp(asm.Call), Src: asm.PseudoKfuncCall},
+		asm.FetchAdd.Mem(asm.R1, asm.R2, asm.DWord, 0), asm.CmpXchg.Mem(asm.R1, asm.R2, asm.DWord, 0),
+		asm.Add.Imm32(asm.R1, 1), asm.JEq.Imm32(asm.R1, 1, "x"), asm.SDiv.Imm(asm.R1, 2),
+		asm.MovSX8.Reg(asm.R1, asm.R2), asm.LoadMemSX(asm.R1, asm.R2, 0, asm.Word),
+		asm.BSwap(asm.R1, asm.Word),
+	} {
+		if tooNew(ins) == "" {
+			t.Errorf("%v passes for something that Linux 5.10 runs", ins)
+		}
+	}
+}
+
+// The kernel gives up after a million instructions, and later kernels follow
+// more paths: stay well below.
+func TestVerifierHasRoomLeft(t *testing.T) {
+	const limit = 1_000_000 / 4
+	k := openKernel(t)
+	for name, program := range k.entries() {
+		info, err := program.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		verified, ok := info.VerifiedInstructions()
+		if !ok {
+			t.Skip("this kernel does not tell how many instructions it verified (Linux 5.16)")
+		}
+		t.Logf("%s: %d instructions verified", name, verified)
+		if verified > limit {
+			t.Errorf("%s: the verifier went through %d instructions, want at most %d", name, verified, limit)
+		}
+	}
+}
+
+func (k *kernel) entries() map[string]*ebpf.Program {
+	return map[string]*ebpf.Program{
+		kernelProgFlatIngress:   k.programs.FlatIngress,
+		kernelProgFlatEgress:    k.programs.FlatEgress,
+		kernelProgFlatIngressL3: k.programs.FlatIngressL3,
+		kernelProgFlatEgressL3:  k.programs.FlatEgressL3,
+	}
+}
+
+// segments are what most packets of a host are: TCP that opens and closes nothing.
+func segments(t testing.TB, f flow) [][]byte {
+	tagged, double := f, f
+	tagged.vlans, double.vlans = []uint16{7}, []uint16{7, 8}
+	return [][]byte{
+		f.data(t), tagged.data(t), double.data(t),
+		f.tcp(t, func(h *layers.TCP) { h.ACK = true }),
+		f.tcp(t, func(h *layers.TCP) { h.ACK = true; h.FIN = true }),
+	}
+}
+
+// A test run makes its packet from an Ethernet frame, and takes skb->protocol
+// from there. These addresses have the EtherType at its place in a frame, so
+// that the bare IP packet passes for one and the programs for L3 devices can
+// be run.
+var (
+	bare4 = flow{from: netip.MustParseAddrPort("8.0.1.1:43210"), to: netip.MustParseAddrPort("198.51.100.20:443")}
+	bare6 = flow{from: netip.MustParseAddrPort("[2001:db8:86dd::1]:43210"), to: netip.MustParseAddrPort("[2001:db8:1::20]:443")}
+)
+
+const etherHeader = 14
+
+// ordinary is the segments and the SYNs to run through a program.
+func ordinary(t testing.TB, program string) (data, syns [][]byte) {
+	if program == kernelProgFlatIngress || program == kernelProgFlatEgress {
+		data = append(segments(t, flow4), segments(t, flow6)...)
+		return data, [][]byte{flow4.syn(t, 1), flow6.syn(t, 1)}
+	}
+	for _, f := range []flow{bare4, bare6} {
+		data = append(data, f.data(t)[etherHeader:])
+		syns = append(syns, f.syn(t, 1)[etherHeader:])
+	}
+	return data, syns
+}
+
+func TestHotPathCountsNothing(t *testing.T) {
+	k := openKernel(t)
+	for name, program := range k.entries() {
+		data, syns := ordinary(t, name)
+		for _, frame := range data {
+			if _, err := program.Run(&ebpf.RunOptions{Data: frame, Repeat: 1000}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		k.counted(nil)
+		for _, syn := range syns {
+			k.run(program, syn)
+		}
+		k.counted(counts{"requests": 2})
+		k.clear()
+	}
+}
+
+// Ordinary segments must cost no helper call, and with it no map lookup: in
+// copies of the programs each call goes to a function that leaves a mark.
+func TestHotPathCallsNothing(t *testing.T) {
+	testbed.Root(t)
+	for _, name := range []string{kernelProgFlatIngress, kernelProgFlatEgress, kernelProgFlatIngressL3, kernelProgFlatEgressL3} {
+		t.Run(name, func(t *testing.T) {
+			program, mark := withCallsMarked(t, name)
+			called := func(frame []byte) bool {
+				t.Helper()
+				if _, err := program.Run(&ebpf.RunOptions{Data: frame}); err != nil {
+					t.Fatal(err)
+				}
+				var marked uint64
+				if err := mark.Lookup(uint32(0), &marked); err != nil {
+					t.Fatal(err)
+				}
+				return marked != 0
+			}
+			data, syns := ordinary(t, name)
+			for _, frame := range data {
+				if called(frame) {
+					t.Fatalf("an ordinary segment led to a call:\n% x", frame)
+				}
+			}
+			if !called(syns[0]) {
+				t.Error("no call for a SYN: the copy is no good")
+			}
+		})
+	}
+}
+
+// withCallsMarked loads the entry function of a program with a mark in place
+// of every call it makes.
+func withCallsMarked(t *testing.T, name string) (*ebpf.Program, *ebpf.Map) {
+	t.Helper()
+	spec, err := loadKernel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	maps.DeleteFunc(spec.Programs, func(other string, _ *ebpf.ProgramSpec) bool { return other != name })
+	for _, m := range spec.Maps {
+		m.Pinning = ebpf.PinNone
+	}
+	spec.Maps["mark"] = &ebpf.MapSpec{Name: "mark", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1}
+	entry := spec.Programs[name]
+	entry.Instructions = markCalls(entry.Instructions)
+
+	collection, err := ebpf.NewCollection(spec)
+	if err != nil {
+		t.Fatalf("%+v", err)
+	}
+	t.Cleanup(collection.Close)
+	return collection.Programs[name], collection.Maps["mark"]
+}
+
+func markCalls(program asm.Instructions) asm.Instructions {
+	marked := asm.Instructions{}
+	for i, ins := range program {
+		if i > 0 && btf.FuncMetadata(&ins) != nil {
+			break // the next function
+		}
+		if ins.IsBuiltinCall() || ins.IsFunctionCall() {
+			ins = asm.Call.Label("mark_call")
+		}
+		marked = append(marked, ins)
+	}
+	start := asm.LoadMapValue(asm.R1, 0, 0).WithReference("mark").WithSymbol("mark_call")
+	start = btf.WithFuncMetadata(start, &btf.Func{
+		Name:    "mark_call",
+		Type:    &btf.FuncProto{Return: &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}},
+		Linkage: btf.StaticFunc,
+	})
+	return append(marked, start,
+		asm.StoreImm(asm.R1, 0, 1, asm.DWord),
+		asm.Mov.Imm(asm.R0, 0),
+		asm.Return())
+}
