@@ -1,0 +1,150 @@
+package outputs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/flatd/flatd/flows"
+	"golang.org/x/time/rate"
+)
+
+// JournalSocket is where journald listens for native entries.
+const JournalSocket = "/run/systemd/journal/socket"
+
+// What the journal is to have.
+const (
+	ProfileBudget  = "budget"  // every event, within the token buckets
+	ProfileAll     = "all"     // every event
+	ProfileNotable = "notable" // failures, slow exchanges and status events
+)
+
+// JournalOptions configure a Journal. A zero field means the default.
+type JournalOptions struct {
+	Host    *flows.Host
+	Socket  string // default JournalSocket
+	Profile string // default ProfileBudget
+
+	// The budget in events: so many a second, and so many at once after a
+	// quiet time. Failures and slow exchanges have one of their own.
+	SuccessRate, SuccessBurst int // default 10, 200
+	FailureRate, FailureBurst int // default 200, 2000
+}
+
+// Journal writes events to journald. It speaks the native protocol itself,
+// because no event may wait for a journald that stalls.
+type Journal struct {
+	host    *flows.Host
+	profile string
+	socket  journalSocket
+	entry   []byte // reused
+
+	successes, failures budget
+}
+
+// NewJournal checks the options; the first Write connects.
+func NewJournal(o JournalOptions) (*Journal, error) {
+	switch o.Profile {
+	case "":
+		o.Profile = ProfileBudget
+	case ProfileBudget, ProfileAll, ProfileNotable:
+	default:
+		return nil, fmt.Errorf("journald: profile %q: must be %q, %q or %q",
+			o.Profile, ProfileBudget, ProfileAll, ProfileNotable)
+	}
+	if o.Socket == "" {
+		o.Socket = JournalSocket
+	}
+	return &Journal{
+		host:      o.Host,
+		profile:   o.Profile,
+		socket:    journalSocket{path: o.Socket, fd: -1},
+		successes: newBudget(o.SuccessRate, 10, o.SuccessBurst, 200),
+		failures:  newBudget(o.FailureRate, 200, o.FailureBurst, 2000),
+	}, nil
+}
+
+// Name is "journald".
+func (j *Journal) Name() string { return "journald" }
+
+// Write sends one entry for each event that the profile lets through.
+func (j *Journal) Write(ctx context.Context, events []*flows.Event) (Tally, error) {
+	var t Tally
+	now := time.Now()
+	for _, e := range events {
+		budget := j.budgetOf(e)
+		if !budget.take(now) {
+			t.Withheld++
+			continue
+		}
+		j.entry = j.host.AppendJournal(j.entry[:0], e)
+		switch err := j.socket.Send(ctx, j.entry); {
+		case err == nil:
+			t.Delivered++
+		case errors.Is(err, errNoMemoryFile):
+			t.Failed++
+		default:
+			budget.giveBack()
+			return t, fmt.Errorf("journald: %w", err)
+		}
+	}
+	return t, nil
+}
+
+var (
+	unlimited = &budget{always: true}
+	nothing   = &budget{}
+)
+
+// budgetOf is what the entry for e is paid from.
+func (j *Journal) budgetOf(e *flows.Event) *budget {
+	switch {
+	case e.Kind == flows.KindStatus || j.profile == ProfileAll:
+		return unlimited
+	case j.profile == ProfileBudget && (e.Failed() || e.Slow):
+		return &j.failures
+	case j.profile == ProfileBudget:
+		return &j.successes
+	case e.Failed() || e.Slow:
+		return unlimited
+	}
+	return nothing
+}
+
+// Close closes the socket. Every entry has reached journald's queue by then.
+func (j *Journal) Close() error { return j.socket.Close() }
+
+// budget is a token bucket whose tokens can be given back.
+type budget struct {
+	tokens *rate.Limiter // nil: always or never
+	always bool
+	spare  int // tokens taken for events that could not be sent
+}
+
+func newBudget(perSecond, defaultPerSecond, burst, defaultBurst int) budget {
+	if perSecond == 0 {
+		perSecond = defaultPerSecond
+	}
+	if burst == 0 {
+		burst = defaultBurst
+	}
+	return budget{tokens: rate.NewLimiter(rate.Limit(perSecond), burst)}
+}
+
+func (b *budget) take(now time.Time) bool {
+	if b.tokens == nil {
+		return b.always
+	}
+	if b.spare > 0 {
+		b.spare--
+		return true
+	}
+	return b.tokens.AllowN(now, 1)
+}
+
+func (b *budget) giveBack() {
+	if b.tokens != nil {
+		b.spare++
+	}
+}

@@ -1,0 +1,351 @@
+package outputs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/flatd/flatd/flows"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// How events are published.
+const (
+	ModeAuto      = "auto"      // JetStream for each subject that a stream takes, else core
+	ModeCore      = "core"      // to whoever listens at the moment
+	ModeJetStream = "jetstream" // stored: delivered means acknowledged by a stream
+)
+
+// NATSOptions configure a NATS. What authenticates is named by file, so that it
+// can be a systemd credential, and read anew at each connect.
+type NATSOptions struct {
+	Host    *flows.Host
+	URL     string // one or more servers, separated by commas
+	Subject string // default DefaultSubject; see ParseSubject
+	Mode    string // default ModeAuto
+
+	// At most one of these four.
+	Credentials string // file of a user's JWT and seed
+	NKey        string // file of a user's nkey seed
+	Token       string // file
+	User        string // a name, not a file
+	Password    string // file, together with User
+
+	CA        string // file of the certificates to trust, default the system's
+	Cert, Key string // files of the client's certificate and key
+}
+
+const (
+	natsRetryMin = 100 * time.Millisecond
+	natsRetryMax = 5 * time.Second
+	natsPing     = 20 * time.Second // a dead connection is noticed after three
+	// routesFor is how long it is believed that a stream takes a subject or
+	// that none does.
+	routesFor = time.Minute
+)
+
+// NATS publishes events to a NATS server, one message each. Nats-Msg-Id is the
+// event's id: after a failure up to one batch is published again, and a stream
+// drops such duplicates within its window (two minutes by default).
+//
+// An event whose subject may not be published to is an error of the output and
+// holds up those behind it until the permission is there or the queue drops it.
+type NATS struct {
+	options NATSOptions
+	mode    string
+	subject Subject
+	server  string // the URLs without passwords, for errors
+	dial    []nats.Option
+	ready   chan struct{}
+
+	mu      sync.Mutex
+	conn    *nats.Conn // nil until the first dial is over
+	streams jetstream.JetStream
+	dialing bool
+	closed  bool
+	lost    error // why there is no connection, as far as known
+
+	reconnected atomic.Bool // since the routes were last cleared
+
+	// For the goroutine that calls Write alone.
+	routes   map[string]route
+	routesAt time.Time
+	careful  bool // one by one, to find the event that is not permitted
+	text     []byte
+	payload  []byte
+	out      []outgoing
+}
+
+// NewNATS checks the options, reads the files they name once, and begins to
+// connect. It never waits for a server.
+func NewNATS(o NATSOptions) (*NATS, error) {
+	n := &NATS{options: o, mode: o.Mode, ready: make(chan struct{}, 1), routes: make(map[string]route)}
+	if err := n.configure(); err != nil {
+		return nil, fmt.Errorf("nats: %w", err)
+	}
+	n.connect()
+	return n, nil
+}
+
+func (n *NATS) configure() (err error) {
+	switch n.mode {
+	case "":
+		n.mode = ModeAuto
+	case ModeAuto, ModeCore, ModeJetStream:
+	default:
+		return fmt.Errorf("mode %q: must be %q, %q or %q", n.mode, ModeAuto, ModeCore, ModeJetStream)
+	}
+	if n.options.Subject == "" {
+		n.options.Subject = DefaultSubject
+	}
+	if n.subject, err = ParseSubject(n.options.Subject); err != nil {
+		return err
+	}
+	if n.server, err = redact(n.options.URL); err != nil {
+		return err
+	}
+	secrets, err := n.options.secrets()
+	if err != nil {
+		return err
+	}
+	n.dial = append(n.behaviour(), secrets...)
+	return nil
+}
+
+// redact checks the URLs and returns them without passwords.
+func redact(urls string) (string, error) {
+	var servers []string
+	for server := range strings.SplitSeq(urls, ",") {
+		server = strings.TrimSpace(server)
+		if !strings.Contains(server, "://") {
+			server = "nats://" + server
+		}
+		u, err := url.Parse(server)
+		if err != nil {
+			return "", errors.New("url: is not of the form nats://host:port") // err would show a password
+		}
+		switch u.Scheme {
+		case "nats", "tls", "ws", "wss":
+		default:
+			return "", fmt.Errorf("url: scheme %q: must be nats, tls, ws or wss", u.Scheme)
+		}
+		if u.Host == "" {
+			return "", fmt.Errorf("url: %s names no host: write nats://host:port", u.Redacted())
+		}
+		servers = append(servers, u.Redacted())
+	}
+	return strings.Join(servers, ","), nil
+}
+
+// behaviour is how the connection is kept. The client's own buffer is off: the
+// queue keeps events while there is no server.
+func (n *NATS) behaviour() []nats.Option {
+	return []nats.Option{
+		nats.Name("flatd on " + n.options.Host.Name),
+		nats.RetryOnFailedConnect(true),
+		nats.MaxReconnects(-1),
+		nats.IgnoreAuthErrorAbort(), // permissions and passwords get repaired, too
+		nats.ReconnectBufSize(-1),
+		nats.CustomReconnectDelay(reconnectDelay),
+		nats.FlusherTimeout(WriteTimeout),
+		nats.PingInterval(natsPing),
+		nats.SkipSubjectValidation(), // ParseSubject did it
+		nats.ConnectHandler(n.up),
+		nats.ReconnectHandler(n.up),
+		nats.DisconnectErrHandler(n.down),
+		nats.ReconnectErrHandler(n.down),
+		nats.ErrorHandler(func(c *nats.Conn, _ *nats.Subscription, err error) { n.down(c, err) }),
+	}
+}
+
+// reconnectDelay doubles up to five seconds. The second half of it is random,
+// so that a fleet does not come back all at once.
+func reconnectDelay(attempt int) time.Duration {
+	d := min(natsRetryMin<<min(attempt, 10), natsRetryMax)
+	return d/2 + rand.N(d/2)
+}
+
+func (n *NATS) up(*nats.Conn) {
+	n.mu.Lock()
+	n.lost = nil
+	n.mu.Unlock()
+	n.reconnected.Store(true)
+	select {
+	case n.ready <- struct{}{}:
+	default:
+	}
+}
+
+func (n *NATS) down(_ *nats.Conn, err error) {
+	if err == nil {
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.lost = err
+}
+
+// connect dials in the background: names have to be looked up, and a server
+// that does not answer takes two seconds.
+func (n *NATS) connect() {
+	n.dialing = true
+	go func() {
+		conn, err := nats.Connect(n.options.URL, n.dial...)
+		var streams jetstream.JetStream
+		if err == nil {
+			streams, err = jetstream.New(conn)
+		}
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.dialing = false
+		if err != nil {
+			n.lost = err
+			return
+		}
+		n.conn, n.streams = conn, streams
+		if n.closed {
+			conn.Close()
+		}
+	}()
+}
+
+// connected returns the connection, or why there is none.
+func (n *NATS) connected() (*nats.Conn, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.conn != nil && n.conn.IsConnected() {
+		return n.conn, nil
+	}
+	if n.conn == nil && !n.dialing && !n.closed {
+		n.connect()
+	}
+	if n.lost == nil {
+		return nil, fmt.Errorf("not connected to %s yet", n.server)
+	}
+	return nil, fmt.Errorf("not connected to %s: %w", n.server, n.lost)
+}
+
+// Name is "nats".
+func (n *NATS) Name() string { return "nats" }
+
+// Ready delivers a value when a connection is made.
+func (n *NATS) Ready() <-chan struct{} { return n.ready }
+
+// Write publishes the events and waits until the server has them: in core mode
+// for its answer to a ping behind them, in JetStream for the stream's
+// acknowledgement of each.
+func (n *NATS) Write(ctx context.Context, events []*flows.Event) (Tally, error) {
+	conn, err := n.connected()
+	if err != nil {
+		return Tally{}, fmt.Errorf("nats: %w", err)
+	}
+	var total Tally
+	for len(events) > 0 {
+		step := len(events)
+		if n.careful {
+			step = 1
+		}
+		t, err := n.publish(ctx, conn, events[:step])
+		total.Delivered += t.Delivered
+		total.Failed += t.Failed
+		if err != nil {
+			n.careful = n.careful || errors.Is(err, nats.ErrPermissionViolation)
+			return total, fmt.Errorf("nats: %w", err)
+		}
+		events = events[step:]
+	}
+	n.careful = false
+	return total, nil
+}
+
+// Close closes the connection. What Write counted as delivered is with the
+// server, so there is nothing to flush.
+func (n *NATS) Close() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.closed = true
+	if n.conn != nil {
+		n.conn.Close()
+	}
+	return nil
+}
+
+// secrets are the options that authenticate.
+func (o *NATSOptions) secrets() ([]nats.Option, error) {
+	ways := 0
+	for _, set := range []bool{o.Credentials != "", o.NKey != "", o.Token != "", o.User != ""} {
+		if set {
+			ways++
+		}
+	}
+	switch {
+	case ways > 1:
+		return nil, errors.New("credentials, nkey, token and user exclude each other: set one of them")
+	case (o.User == "") != (o.Password == ""):
+		return nil, errors.New("user and password go together: password names the file that holds it")
+	case (o.Cert == "") != (o.Key == ""):
+		return nil, errors.New("cert and key go together")
+	}
+	if err := o.readable(); err != nil {
+		return nil, err
+	}
+	return o.secretOptions()
+}
+
+// readable tells a file that cannot be read now rather than at each connect.
+func (o *NATSOptions) readable() error {
+	files := []struct{ key, path string }{
+		{"credentials", o.Credentials}, {"nkey", o.NKey}, {"token", o.Token},
+		{"password", o.Password}, {"ca", o.CA}, {"cert", o.Cert}, {"key", o.Key},
+	}
+	for _, f := range files {
+		if f.path == "" {
+			continue
+		}
+		if _, err := os.ReadFile(f.path); err != nil {
+			return fmt.Errorf("%s: %w", f.key, err)
+		}
+	}
+	return nil
+}
+
+func (o *NATSOptions) secretOptions() (options []nats.Option, err error) {
+	var option nats.Option
+	switch {
+	case o.Credentials != "":
+		option = nats.UserCredentials(o.Credentials)
+	case o.NKey != "":
+		if option, err = nats.NkeyOptionFromSeed(o.NKey); err != nil {
+			return nil, fmt.Errorf("nkey: %s: %w", o.NKey, err)
+		}
+	case o.Token != "":
+		option = nats.TokenHandler(func() string { return secret(o.Token) })
+	case o.User != "":
+		option = nats.UserInfoHandler(func() (string, string) { return o.User, secret(o.Password) })
+	}
+	if option != nil {
+		options = append(options, option)
+	}
+	if o.CA != "" {
+		options = append(options, nats.RootCAs(o.CA))
+	}
+	if o.Cert != "" {
+		options = append(options, nats.ClientCert(o.Cert, o.Key))
+	}
+	return options, nil
+}
+
+// secret reads a file that holds one line. If it has become unreadable the
+// server will refuse the empty secret and the output will say so.
+func secret(path string) string {
+	text, _ := os.ReadFile(path)
+	return strings.TrimRight(string(text), "\r\n")
+}

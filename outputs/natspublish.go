@@ -1,0 +1,226 @@
+package outputs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/flatd/flatd/flows"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+var errDisconnected = errors.New("the connection was lost in the middle of a batch")
+
+// routesMax bounds the subjects that are remembered.
+const routesMax = 1024
+
+// route is where an event goes.
+type route struct {
+	subject string
+	stored  bool // a stream takes it
+}
+
+// outgoing is an event on its way.
+type outgoing struct {
+	msg    nats.Msg
+	ids    []string // of msg.Header, to be filled in place
+	stored bool
+	ack    jetstream.PubAckFuture // nil: none to wait for
+	err    error                  // why it was not taken
+}
+
+// publish sends a batch and waits for the server. The tally counts events up to
+// the first that is to come again. It may have arrived nevertheless, and so may
+// those behind it: that is what Nats-Msg-Id is for.
+func (n *NATS) publish(ctx context.Context, conn *nats.Conn, events []*flows.Event) (Tally, error) {
+	out, err := n.prepare(ctx, conn, events)
+	if err != nil {
+		return Tally{}, err
+	}
+	before := standOf(conn)
+	sent, unsent := n.send(conn, out)
+	if err := before.confirm(ctx, conn); err != nil {
+		n.abandon()
+		return Tally{}, err
+	}
+	t, err := n.await(ctx, out[:sent])
+	if err != nil {
+		n.abandon()
+		return t, err
+	}
+	return t, unsent
+}
+
+// prepare makes the messages.
+func (n *NATS) prepare(ctx context.Context, conn *nats.Conn, events []*flows.Event) ([]outgoing, error) {
+	n.forgetRoutes()
+	for len(n.out) < len(events) {
+		ids := make([]string, 1)
+		n.out = append(n.out, outgoing{ids: ids, msg: nats.Msg{Header: nats.Header{jetstream.MsgIDHeader: ids}}})
+	}
+	n.payload = n.payload[:0]
+	for i, e := range events {
+		to, err := n.route(ctx, conn, e)
+		if err != nil {
+			return nil, err
+		}
+		n.fill(&n.out[i], to, e)
+	}
+	return n.out[:len(events)], nil
+}
+
+// send publishes in order and returns how many it got rid of.
+func (n *NATS) send(conn *nats.Conn, out []outgoing) (sent int, err error) {
+	for i := range out {
+		o := &out[i]
+		if o.stored {
+			o.ack, err = n.streams.PublishMsgAsync(&o.msg)
+		} else {
+			err = conn.PublishMsg(&o.msg)
+		}
+		if errors.Is(err, nats.ErrMaxPayload) {
+			o.err, o.ack = err, nil
+		} else if err != nil {
+			return i, fmt.Errorf("publish to %s: %w", o.msg.Subject, err)
+		}
+	}
+	return len(out), nil
+}
+
+// fill makes the message. Payloads lie one behind another in n.payload; when it
+// grows, those before keep the memory they are in.
+func (n *NATS) fill(o *outgoing, to route, e *flows.Event) {
+	n.text = n.options.Host.AppendID(n.text[:0], e)
+	o.ids[0] = string(n.text)
+	start := len(n.payload)
+	n.payload = n.options.Host.AppendJSON(n.payload, e)
+	o.stored, o.ack, o.err = to.stored, nil, nil
+	o.msg.Subject = to.subject
+	o.msg.Data = n.payload[start:len(n.payload):len(n.payload)]
+}
+
+// stand is what a connection had been through before a batch.
+type stand struct {
+	reconnects uint64
+	err        error
+}
+
+func standOf(conn *nats.Conn) stand {
+	return stand{reconnects: conn.Stats().Reconnects, err: conn.LastError()}
+}
+
+// confirm waits until the server has read everything that was published. Its
+// complaints come before its answer to the ping.
+func (s stand) confirm(ctx context.Context, conn *nats.Conn) error {
+	if !conn.IsConnected() {
+		return errDisconnected
+	}
+	if err := conn.FlushWithContext(ctx); err != nil {
+		return fmt.Errorf("flush: %w", err)
+	}
+	now := standOf(conn)
+	if now.reconnects != s.reconnects {
+		return errDisconnected
+	}
+	if errors.Is(now.err, nats.ErrPermissionViolation) && now.err != s.err {
+		return now.err
+	}
+	return nil
+}
+
+// await waits for the acknowledgements. It stops at the first event that is to
+// come again.
+func (n *NATS) await(ctx context.Context, sent []outgoing) (t Tally, err error) {
+	for i := range sent {
+		o := &sent[i]
+		if o.ack != nil {
+			o.err = acknowledged(ctx, o.ack)
+		}
+		switch {
+		case o.err == nil:
+			t.Delivered++
+		case tooLarge(o.err):
+			t.Failed++
+		default:
+			if errors.Is(o.err, jetstream.ErrNoStreamResponse) {
+				clear(n.routes) // there was a stream, perhaps
+			}
+			return t, fmt.Errorf("store %s: %w", o.msg.Subject, o.err)
+		}
+	}
+	return t, nil
+}
+
+func acknowledged(ctx context.Context, ack jetstream.PubAckFuture) error {
+	select {
+	case <-ack.Ok():
+		return nil
+	case err := <-ack.Err():
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// tooLarge reports whether the server or the stream will never take the event.
+func tooLarge(err error) bool {
+	var api *jetstream.APIError
+	return errors.Is(err, nats.ErrMaxPayload) ||
+		errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamMessageExceedsMaximum
+}
+
+// abandon gives up on acknowledgements that have not come. The client may still
+// send such a message again, so its memory is left to it.
+func (n *NATS) abandon() {
+	n.streams.CleanupPublisher()
+	n.out, n.payload = nil, nil
+}
+
+// forgetRoutes has the streams looked up again after a reconnect and every
+// routesFor, since they come and go.
+func (n *NATS) forgetRoutes() {
+	if n.reconnected.Swap(false) || len(n.routes) >= routesMax || time.Since(n.routesAt) > routesFor {
+		clear(n.routes)
+		n.routesAt = time.Now()
+	}
+}
+
+// route finds the subject of e and, once for each subject, how to publish to it.
+func (n *NATS) route(ctx context.Context, conn *nats.Conn, e *flows.Event) (route, error) {
+	n.text = n.subject.Append(n.text[:0], n.options.Host, e)
+	if known, ok := n.routes[string(n.text)]; ok {
+		return known, nil
+	}
+	r := route{subject: string(n.text), stored: n.mode == ModeJetStream}
+	if n.mode == ModeAuto {
+		var err error
+		if r.stored, err = n.taken(ctx, conn, r.subject); err != nil {
+			return r, fmt.Errorf("look up the stream of %s: %w", r.subject, err)
+		}
+	}
+	n.routes[r.subject] = r
+	return r, nil
+}
+
+// taken asks whether a stream takes a subject. A server without JetStream and
+// an account that may not ask mean no.
+func (n *NATS) taken(ctx context.Context, conn *nats.Conn, subject string) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, WriteTimeout/5)
+	defer cancel()
+	before := conn.LastError()
+	_, err := n.streams.StreamNameBySubject(ctx, subject)
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, jetstream.ErrStreamNotFound),
+		errors.Is(err, jetstream.ErrJetStreamNotEnabled),
+		errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
+		return false, nil
+	}
+	if now := conn.LastError(); errors.Is(now, nats.ErrPermissionViolation) && now != before {
+		return false, nil
+	}
+	return false, err
+}
