@@ -1,0 +1,246 @@
+// Package daemon is flatd at work: it keeps the kernel's half attached, reads
+// what that reports, hands it to the outputs, and answers on the control
+// socket.
+//
+// Reading order: daemon.go says what there is, pipeline.go is the way of an
+// event, links.go the way of an interface.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/flatd/flatd/bpf"
+	"github.com/flatd/flatd/flows"
+	"github.com/flatd/flatd/outputs"
+)
+
+// Options are what the command line says.
+type Options struct {
+	ConfigPath string
+	Version    string
+	Log        *slog.Logger
+	Hangup     <-chan os.Signal // each one reloads the configuration
+}
+
+// Daemon is one run of flatd. Make it with New, end it by the context of Run.
+type Daemon struct {
+	options  Options
+	log      *slog.Logger
+	host     flows.Host
+	started  time.Time
+	state    *bpf.State
+	fanout   *outputs.Fanout
+	recent   *recent
+	pipeline *pipeline
+	links    *links
+	service  *service
+
+	reloading sync.Mutex // one reload at a time
+	mu        sync.Mutex // guards config
+	config    Config
+}
+
+// drainTime bounds how long a stop waits for the outputs.
+const drainTime = 10 * time.Second
+
+// ErrConfig marks errors of the configuration.
+var ErrConfig = errors.New("bad configuration")
+
+// Run is flatd from start to stop, which is when ctx ends. What it measured
+// until then is delivered; the programs stay and go on measuring.
+func Run(ctx context.Context, options Options) (err error) {
+	config, err := Load(options.ConfigPath)
+	if err != nil {
+		return fmt.Errorf("%w:\n%w", ErrConfig, err)
+	}
+	d := &Daemon{options: options, log: options.Log, config: config, started: time.Now()}
+	if d.host, err = flows.LocalHost(); err != nil {
+		return err
+	}
+	if d.service, err = openService(config.Socket, d.log); err != nil {
+		return err
+	}
+	defer d.service.close()
+	if err := d.openState(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.state.Close()) }()
+	return d.run(ctx)
+}
+
+// openState takes over or makes the kernel's half and tells it what to measure.
+func (d *Daemon) openState() (err error) {
+	if d.state, err = bpf.Open(d.config.PinPath, bpf.Mode(d.config.Attach)); err != nil {
+		return err
+	}
+	if err := d.state.Apply(settings(d.config)); err != nil {
+		return errors.Join(err, d.state.Close())
+	}
+	return nil
+}
+
+func (d *Daemon) run(ctx context.Context) error {
+	reader, err := d.state.Reader()
+	if err != nil {
+		return err
+	}
+	defer reader.Close()
+	queues, err := d.makeQueues(d.config, nil)
+	if err != nil {
+		return err
+	}
+	d.recent = newRecent()
+	d.fanout = outputs.NewFanout(drainTime, queues...)
+	d.pipeline = newPipeline(d.state, reader, d.fanout, d.recent, d.config, d.log)
+	d.links = newLinks(d.state, d.pipeline, d.config, d.log)
+
+	tasks, tasksCtx := errgroup.WithContext(ctx)
+	run := func(name string, task func(context.Context) error) {
+		tasks.Go(func() error {
+			if err := task(tasksCtx); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			return nil
+		})
+	}
+	run("pipeline", d.pipeline.run)
+	run("interfaces", d.links.run)
+	run("lease", d.renewLease)
+	run("control socket", func(ctx context.Context) error { return d.service.serve(ctx, d) })
+	run("reload", d.reloadOnHangup)
+	run("readiness", func(ctx context.Context) error { return d.service.report(ctx, d) })
+
+	err = tasks.Wait()
+	return errors.Join(err, d.stop())
+}
+
+// renewLease keeps the programs awake. They go to sleep once no daemon has
+// done so for the configured time, so that a host whose flatd is gone for good
+// does not pay for it for ever.
+func (d *Daemon) renewLease(ctx context.Context) error {
+	for {
+		keep := d.current().KeepFor
+		pause := time.Minute
+		if keep > 0 {
+			pause = min(pause, keep/4)
+		}
+		if err := d.pipeline.renewLease(keep); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+	}
+}
+
+func (d *Daemon) reloadOnHangup(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-d.options.Hangup:
+			if err := d.Reload(); err != nil {
+				d.log.Error("reload failed", "error", err)
+			}
+		}
+	}
+}
+
+// stop delivers what has been measured, then leaves. The programs stay.
+func (d *Daemon) stop() error {
+	d.service.stopping(drainTime)
+	d.pipeline.status(flows.ActionStop, flows.Interface{}, "flatd stops; the programs stay attached and go on measuring")
+	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	err := d.pipeline.drain(ctx)
+	for _, s := range d.fanout.Stats() {
+		d.log.Info("output stopped", "output", s.Name, "offered", s.Offered, "delivered", s.Delivered,
+			"withheld", s.Withheld, "failed", s.Failed, "dropped", s.Dropped, "queued", s.Queued)
+	}
+	d.log.Info("flatd stopped; measuring goes on without it", "read", d.pipeline.read.Load(),
+		"for", d.current().KeepFor, "end it with", "flatctl detach")
+	return err
+}
+
+// current returns the configuration in force.
+func (d *Daemon) current() Config {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.config
+}
+
+// Reload reads the configuration again and puts it into force. If anything is
+// wrong with it nothing changes, and the error says what.
+func (d *Daemon) Reload() error {
+	d.reloading.Lock()
+	defer d.reloading.Unlock()
+	d.service.reloading()
+	defer d.service.reloaded()
+
+	old := d.current()
+	config, err := Load(d.options.ConfigPath)
+	if err != nil {
+		return fmt.Errorf("%w, nothing changed:\n%w", ErrConfig, err)
+	}
+	if config.PinPath != old.PinPath || config.Socket != old.Socket {
+		return fmt.Errorf("%w, nothing changed: pin_path and socket need a restart (`systemctl restart flatd`)", ErrConfig)
+	}
+	queues, err := d.makeQueues(config, &old)
+	if err != nil {
+		return fmt.Errorf("%w, nothing changed: %w", ErrConfig, err)
+	}
+	if err := d.pipeline.configure(config); err != nil {
+		return fmt.Errorf("apply the configuration: %w", err)
+	}
+	d.fanout.Replace(queues)
+	d.mu.Lock()
+	d.config = config
+	d.mu.Unlock()
+	d.links.configure(config)
+	d.log.Info("configuration reloaded", "file", d.options.ConfigPath)
+	d.pipeline.status(flows.ActionConfig, flows.Interface{}, "configuration reloaded")
+	return nil
+}
+
+// settings is what the kernel is told of a configuration.
+func settings(c Config) bpf.Settings {
+	s := bpf.Settings{
+		UDPIdle:     c.Measure.UDPInterval,
+		MinDuration: c.Filter.MinDuration,
+		Sample:      c.Filter.Sample,
+		MatchHost:   c.Measure.Match == "host",
+		DNSPorts:    c.Measure.DNSPorts,
+		Include:     c.Filter.Include,
+		Exclude:     c.Filter.Exclude,
+	}
+	for _, r := range c.Filter.Ports {
+		s.Ports = append(s.Ports, bpf.PortRange(r))
+	}
+	s.SkipKinds = without([]flows.Kind{flows.KindTCP, flows.KindDNS, flows.KindUDP, flows.KindICMP}, c.Measure.Kinds)
+	s.SkipSides = without([]flows.Side{flows.SideClient, flows.SideServer}, c.Measure.Sides)
+	return s
+}
+
+// without returns those of all that are not wanted, as the kernel names them.
+func without[T flows.Kind | flows.Side](all, wanted []T) (rest []uint8) {
+	for _, v := range all {
+		found := false
+		for _, w := range wanted {
+			found = found || v == w
+		}
+		if !found {
+			rest = append(rest, uint8(v))
+		}
+	}
+	return rest
+}

@@ -1,0 +1,243 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/flatd/flatd/bpf"
+	"github.com/flatd/flatd/flows"
+	"github.com/flatd/flatd/outputs"
+)
+
+// pipeline is the way of an event through the daemon:
+//
+//	reader.Next       the kernel's record, still in the ring
+//	flows.Decode      bytes -> event, or a counted error
+//	enrich            wall clock, interface name, slow, replayed
+//	fanout.Publish    to one bounded queue per output; never blocks
+//	commit            the ring moves on past what every output has disposed of
+//
+// Requests that nobody answered are found by a sweep of the tables of open
+// requests and take the same way from enrich on.
+type pipeline struct {
+	state  *bpf.State
+	reader *bpf.Reader
+	fanout *outputs.Fanout
+	recent *recent
+	clock  *flows.Clock
+	log    *slog.Logger
+	pool   outputs.Pool
+	began  uint64 // boot time at the start; what ended before is a replay
+
+	names atomic.Pointer[map[int]string] // of interfaces, by index
+
+	mu      sync.Mutex // held by who works with the state: sweep, configure, renewLease
+	measure atomic.Pointer[Measure]
+
+	beat         atomic.Int64 // unix seconds of the last round
+	read         atomic.Uint64
+	decodeErrors atomic.Uint64
+	timedOut     atomic.Uint64
+	open         [2]atomic.Int64 // ours, theirs, as of the last sweep
+	backlog      atomic.Int64    // bytes of the ring not read yet
+	outstanding  atomic.Int64    // bytes read and held back
+	forced       atomic.Uint64   // how often the half-ring bound let go
+}
+
+const (
+	sweepEvery = time.Second
+	// While records wait for their outputs the kernel does not wake the
+	// reader (see bpf.Reader), which then looks by itself this often.
+	pollEvery = 10 * time.Millisecond
+	// How many records are read before the outputs' progress is looked at.
+	commitEvery = 1024
+)
+
+func newPipeline(state *bpf.State, reader *bpf.Reader, fanout *outputs.Fanout, recent *recent, c Config, log *slog.Logger) *pipeline {
+	p := &pipeline{
+		state: state, reader: reader, fanout: fanout, recent: recent,
+		clock: flows.NewClock(), log: log, began: bpf.BootTime(),
+	}
+	p.measure.Store(&c.Measure)
+	p.names.Store(&map[int]string{})
+	return p
+}
+
+// run reads until ctx ends. It is the only one to use the reader.
+func (p *pipeline) run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, p.reader.Wake)
+	defer stop()
+	nextSweep := time.Now()
+	for ctx.Err() == nil {
+		p.beat.Store(time.Now().Unix())
+		p.readAll()
+		p.commit()
+		if now := time.Now(); now.After(nextSweep) {
+			nextSweep = now.Add(sweepEvery)
+			if err := p.sweep(); err != nil {
+				return err
+			}
+		}
+		timeout := time.Until(nextSweep)
+		if p.reader.Outstanding() > 0 {
+			timeout = min(timeout, pollEvery)
+		}
+		if err := p.reader.Wait(max(timeout, time.Millisecond)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *pipeline) readAll() {
+	for n := 1; ; n++ {
+		record, position, ok := p.reader.Next()
+		if !ok {
+			return
+		}
+		p.read.Add(1)
+		item := p.pool.Get()
+		if err := flows.Decode(record, &item.Event); err != nil {
+			p.decodeErrors.Add(1)
+			item.Release()
+			continue
+		}
+		item.Position = position
+		p.publish(item)
+		if n%commitEvery == 0 {
+			p.commit()
+		}
+	}
+}
+
+// publish completes an event and hands it to everybody who wants it.
+func (p *pipeline) publish(item *outputs.Item) {
+	p.enrich(&item.Event)
+	p.recent.add(&item.Event)
+	p.fanout.Publish(item)
+}
+
+func (p *pipeline) enrich(e *flows.Event) {
+	e.Time = p.clock.Wall(e.End)
+	e.Interface.Name = (*p.names.Load())[e.Interface.Index]
+	measure := p.measure.Load()
+	e.Slow = e.Duration >= measure.Slow
+	e.Replayed = e.End < p.began
+	e.DNS.HashNames = measure.DNSNames == "hash"
+	if measure.DNSNames == "off" {
+		e.DNS.SetQuestion(nil)
+	}
+}
+
+// commit lets the ring move on. An output that is away may hold back half of
+// it; beyond that its queue alone has the events, and a crash would lose them.
+func (p *pipeline) commit() {
+	position, held := p.fanout.Held()
+	switch {
+	case !held:
+		p.reader.Commit()
+	case p.reader.Outstanding() > p.reader.Size()/2:
+		p.reader.Commit()
+		p.forced.Add(1)
+	default:
+		p.reader.CommitBefore(position)
+	}
+	p.backlog.Store(int64(p.reader.Backlog()))
+	p.outstanding.Store(int64(p.reader.Outstanding()))
+}
+
+// sweep reports the requests that got no answer in time, and what was lost.
+func (p *pipeline) sweep() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.clock.Refresh()
+	limit := p.measure.Load().Timeout
+	swept, err := p.state.Sweep(bpf.BootTime(), limit, func(side uint8, key, pending []byte) {
+		p.timedOut.Add(1)
+		item := p.pool.Get()
+		if err := flows.DecodePending(key, pending, limit, flows.Side(side), &item.Event); err != nil {
+			p.decodeErrors.Add(1)
+			item.Release()
+			return
+		}
+		p.publish(item)
+	})
+	if err != nil {
+		return err
+	}
+	p.open[0].Store(int64(swept.OpenOurs))
+	p.open[1].Store(int64(swept.OpenTheirs))
+	return p.tellLoss()
+}
+
+// tellLoss reports once what the ring had no room for, also while no daemon
+// was there to read it.
+func (p *pipeline) tellLoss() error {
+	lost, err := p.state.UntoldLoss()
+	if err != nil || lost == 0 {
+		return err
+	}
+	p.log.Warn("the event ring was full; these exchanges are counted but not reported", "lost", lost)
+	p.emit(*p.lossEvent(lost, fmt.Sprintf("%d events lost: the ring in the kernel was full", lost)))
+	return p.state.TellLoss(lost)
+}
+
+// status reports an event in flatd's own life, of an interface or of none.
+func (p *pipeline) status(action flows.Action, iface flows.Interface, message string) {
+	p.emit(p.statusEvent(&flows.Status{Action: action, Message: message}, iface))
+}
+
+// lossEvent says that events were lost, and how many.
+func (p *pipeline) lossEvent(lost uint64, message string) *flows.Event {
+	e := p.statusEvent(&flows.Status{Action: flows.ActionLoss, Lost: lost, Message: message}, flows.Interface{})
+	return &e
+}
+
+func (p *pipeline) statusEvent(s *flows.Status, iface flows.Interface) flows.Event {
+	now := bpf.BootTime()
+	return flows.Event{Kind: flows.KindStatus, Status: s, Interface: iface, End: now, Time: p.clock.Wall(now)}
+}
+
+func (p *pipeline) emit(e flows.Event) {
+	item := p.pool.Get()
+	item.Event = e
+	p.recent.add(&item.Event)
+	p.fanout.Publish(item)
+}
+
+// drain reads what is in the ring, waits until the outputs have it or ctx
+// ends, and lets the ring move on. The pipeline must not be running.
+func (p *pipeline) drain(ctx context.Context) error {
+	p.readAll()
+	err := p.fanout.Drain(ctx)
+	p.reader.Commit()
+	return err
+}
+
+func (p *pipeline) configure(c Config) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.state.Apply(settings(c)); err != nil {
+		return err
+	}
+	p.measure.Store(&c.Measure)
+	return nil
+}
+
+// renewLease lets the programs work for another while; 0 is for ever.
+func (p *pipeline) renewLease(keep time.Duration) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if keep == 0 {
+		return p.state.RenewLease(0)
+	}
+	return p.state.RenewLease(bpf.BootTime() + uint64(keep))
+}
+
+// setNames takes the names of the interfaces by index. Names of those that
+// have gone are kept by the caller for as long as events of theirs may come.
+func (p *pipeline) setNames(names map[int]string) { p.names.Store(&names) }

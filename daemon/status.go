@@ -1,0 +1,236 @@
+package daemon
+
+import (
+	"fmt"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/flatd/flatd/bpf"
+	"github.com/flatd/flatd/flows"
+	"github.com/flatd/flatd/outputs"
+)
+
+// Status is how flatd is, as /v1/status tells it.
+type Status struct {
+	Version   string    `json:"version"`
+	Host      string    `json:"host"`
+	Start     bpf.Start `json:"start"` // what was found in the kernel: fresh, adopt, replace
+	Since     time.Time `json:"since"`
+	Measuring bool      `json:"measuring"`
+	Summary   string    `json:"summary"` // one line, also that of systemctl status
+	Problems  []string  `json:"problems,omitempty"`
+
+	Interfaces []InterfaceStatus `json:"interfaces"`
+	Outputs    []OutputStatus    `json:"outputs"`
+	Books      Books             `json:"books"`
+	Ring       RingStatus        `json:"ring"`
+	// Counters are the kernel's, since the pins were made (bpf/counters.h).
+	Counters map[string]uint64 `json:"counters"`
+}
+
+// InterfaceStatus is one interface that is measured or, if there is an error,
+// should be.
+type InterfaceStatus struct {
+	Name  string   `json:"name"`
+	Index int      `json:"index,omitempty"`
+	Mode  bpf.Mode `json:"attach,omitempty"` // tcx or clsact
+	L3    bool     `json:"l3,omitempty"`     // no link header
+	Error string   `json:"error,omitempty"`
+}
+
+// OutputStatus are the books of one output: offered = delivered + withheld +
+// failed + dropped + queued.
+type OutputStatus struct {
+	Name      string `json:"name"`
+	Offered   uint64 `json:"offered"`
+	Delivered uint64 `json:"delivered"`
+	Withheld  uint64 `json:"withheld"`
+	Failed    uint64 `json:"failed"`
+	Dropped   uint64 `json:"dropped"`
+	Queued    uint64 `json:"queued"`
+	Down      bool   `json:"down"`
+	Error     string `json:"error,omitempty"`
+}
+
+// Books are what came in and where it went (DESIGN: the books balance). Those
+// of the kernel count since the pins were made, those of the daemon since its
+// start.
+type Books struct {
+	// requests = finished + timed_out + open + replaced + pending_full
+	Requests    uint64 `json:"requests"`
+	Finished    uint64 `json:"finished"`
+	TimedOut    uint64 `json:"timed_out"`
+	Open        uint64 `json:"open"` // as of the last sweep, a second ago at most
+	Replaced    uint64 `json:"replaced"`
+	PendingFull uint64 `json:"pending_full"`
+	// finished = too_fast + sampled_out + ring_full + records read
+	TooFast    uint64 `json:"too_fast"`
+	SampledOut uint64 `json:"sampled_out"`
+	RingFull   uint64 `json:"ring_full"`
+
+	Read         uint64 `json:"read"`          // records, by this daemon
+	TimeoutsSeen uint64 `json:"timeouts_seen"` // by this daemon
+	DecodeErrors uint64 `json:"decode_errors"`
+}
+
+// RingStatus is the state of the event ring, in bytes.
+type RingStatus struct {
+	Size        int `json:"size"`
+	Backlog     int `json:"backlog"`     // not read yet
+	Outstanding int `json:"outstanding"` // read, but held back for an output
+	// Forced counts how often more than half of the ring was held back and
+	// let go: what an output has queued beyond that a crash would lose.
+	Forced uint64 `json:"forced"`
+}
+
+// Status asks everything that has a part in flatd how it is.
+func (d *Daemon) Status() (Status, error) {
+	counters, err := d.state.Counters()
+	if err != nil {
+		return Status{}, err
+	}
+	p := d.pipeline
+	s := Status{
+		Version: d.options.Version, Host: d.host.Name, Start: d.state.Start, Since: d.started,
+		Interfaces: d.interfaces(),
+		Books: Books{
+			Requests: counters[bpf.Requests], Finished: counters[bpf.Finished], TimedOut: counters[bpf.TimedOut],
+			Open:     uint64(p.open[0].Load() + p.open[1].Load()),
+			Replaced: counters[bpf.Replaced], PendingFull: counters[bpf.PendingFull],
+			TooFast: counters[bpf.TooFast], SampledOut: counters[bpf.SampledOut], RingFull: counters[bpf.RingFull],
+			Read: p.read.Load(), TimeoutsSeen: p.timedOut.Load(), DecodeErrors: p.decodeErrors.Load(),
+		},
+		Ring: RingStatus{
+			Size: p.reader.Size(), Backlog: int(p.backlog.Load()),
+			Outstanding: int(p.outstanding.Load()), Forced: p.forced.Load(),
+		},
+		Counters: counters.Map(),
+	}
+	for _, o := range d.fanout.Stats() {
+		s.Outputs = append(s.Outputs, outputStatus(o))
+	}
+	s.Measuring, s.Problems = d.judge(s)
+	s.Summary = summarize(s)
+	return s, nil
+}
+
+func outputStatus(o outputs.Stats) OutputStatus {
+	s := OutputStatus{
+		Name: o.Name, Offered: o.Offered, Delivered: o.Delivered, Withheld: o.Withheld,
+		Failed: o.Failed, Dropped: o.Dropped, Queued: o.Queued, Down: o.Down,
+	}
+	if o.Down {
+		s.Error = o.LastError
+	}
+	return s
+}
+
+// interfaces lists those that are measured, then those that are not but should.
+func (d *Daemon) interfaces() []InterfaceStatus {
+	all := []InterfaceStatus{}
+	for _, a := range d.state.Attachments() {
+		all = append(all, InterfaceStatus{Name: a.Name, Index: a.Index, Mode: a.Mode, L3: a.L3})
+	}
+	failing := *d.links.failing.Load()
+	names := make([]string, 0, len(failing))
+	for name := range failing {
+		names = append(names, name)
+	}
+	sort.Strings(names)
+	for _, name := range names {
+		all = append(all, InterfaceStatus{Name: name, Error: failing[name]})
+	}
+	return all
+}
+
+// judge says whether flatd measures and delivers, and what is in the way.
+func (d *Daemon) judge(s Status) (measuring bool, problems []string) {
+	for _, i := range s.Interfaces {
+		if i.Error == "" {
+			measuring = true
+		} else {
+			problems = append(problems, fmt.Sprintf("interface %s: %s", i.Name, i.Error))
+		}
+	}
+	if len(s.Interfaces) == 0 {
+		problems = append(problems, "no interface to measure: see `interfaces` in flatd.toml; \"auto\" needs a default route")
+	}
+	if stuck := d.stuck(); stuck != "" {
+		problems = append(problems, "no progress: "+stuck)
+	}
+	for _, o := range s.Outputs {
+		if o.Down {
+			problems = append(problems, fmt.Sprintf("output %s: %s", o.Name, o.Error))
+		}
+		if o.Dropped > 0 {
+			problems = append(problems, fmt.Sprintf("output %s has dropped %d events: its queue was full", o.Name, o.Dropped))
+		}
+	}
+	if s.Books.RingFull > 0 {
+		problems = append(problems, fmt.Sprintf("%d events lost since the pins were made: the ring was full", s.Books.RingFull))
+	}
+	if s.Books.PendingFull > 0 {
+		problems = append(problems, fmt.Sprintf("%d requests not followed since the pins were made: the table was full", s.Books.PendingFull))
+	}
+	return measuring, problems
+}
+
+func summarize(s Status) string {
+	var names []string
+	for _, i := range s.Interfaces {
+		if i.Error == "" {
+			names = append(names, i.Name)
+		}
+	}
+	what := "not measuring: no interface"
+	if s.Measuring {
+		const most = 4
+		if len(names) > most {
+			names = append(names[:most], fmt.Sprintf("%d more", len(names)-most))
+		}
+		what = "measuring " + strings.Join(names, ", ")
+	}
+	line := fmt.Sprintf("%s; %d events, %d timeouts", what, s.Books.Read, s.Books.TimeoutsSeen)
+	for _, o := range s.Outputs {
+		if o.Down {
+			line += "; " + o.Name + " down"
+		}
+	}
+	return line
+}
+
+func (d *Daemon) statusLine() string {
+	s, err := d.Status()
+	if err != nil {
+		return "status unknown: " + err.Error()
+	}
+	return s.Summary
+}
+
+// How long each part may take over what it does in a loop.
+const (
+	pipelinePatience = 15 * time.Second
+	linksPatience    = 2*reconcileEvery + 15*time.Second
+	outputsPatience  = 4 * outputs.WriteTimeout
+)
+
+// stuck names what makes no progress, or is "".
+func (d *Daemon) stuck() string {
+	now := time.Now()
+	since := func(unix int64) time.Duration { return now.Sub(time.Unix(unix, 0)) }
+	if since(d.pipeline.beat.Load()) > pipelinePatience {
+		return "the reader of the event ring"
+	}
+	if since(d.links.beat.Load()) > linksPatience {
+		return "the watch on the interfaces"
+	}
+	if now.Sub(d.fanout.Progress()) > outputsPatience {
+		return "an output whose write does not return"
+	}
+	return ""
+}
+
+func (d *Daemon) tellStart() {
+	d.pipeline.status(flows.ActionStart, flows.Interface{}, fmt.Sprintf("flatd %s started (%s): %s", d.options.Version, d.state.Start, d.statusLine()))
+}

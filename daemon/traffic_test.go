@@ -1,0 +1,250 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/flatd/flatd/bpf/testbed"
+)
+
+// The traffic of the tests: every kind, both families, answered, refused and
+// never answered, between two namespaces.
+type traffic struct {
+	t              *testing.T
+	client, server *testbed.Host
+}
+
+const (
+	tcpPort    = 7001
+	closedPort = 7002
+	udpPort    = 7003
+	silentPort = 7004
+	// Addresses that the server's link reaches and nobody answers for.
+	silentV4 = "10.99.0.77"
+	silentV6 = "fd99::77"
+)
+
+func newTraffic(t *testing.T, client, server *testbed.Host) *traffic {
+	t.Helper()
+	tr := &traffic{t: t, client: client, server: server}
+	tr.listenTCP()
+	tr.echoUDP()
+	tr.serveDNS()
+	tr.silence()
+	return tr
+}
+
+// listenTCP accepts and closes.
+func (tr *traffic) listenTCP() {
+	tr.t.Helper()
+	var l net.Listener
+	var err error
+	tr.server.Do(func() { l, err = net.Listen("tcp", fmt.Sprintf("[::]:%d", tcpPort)) })
+	if err != nil {
+		tr.t.Fatal(err)
+	}
+	tr.t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conn.Close()
+		}
+	}()
+}
+
+// echoUDP answers on udpPort and reads without an answer on silentPort.
+func (tr *traffic) echoUDP() {
+	tr.t.Helper()
+	for _, port := range []int{udpPort, silentPort} {
+		var conn *net.UDPConn
+		var err error
+		tr.server.Do(func() { conn, err = net.ListenUDP("udp", &net.UDPAddr{Port: port}) })
+		if err != nil {
+			tr.t.Fatal(err)
+		}
+		tr.t.Cleanup(func() { conn.Close() })
+		go echo(conn, port == udpPort)
+	}
+}
+
+func echo(conn *net.UDPConn, answer bool) {
+	buffer := make([]byte, 2048)
+	for {
+		n, from, err := conn.ReadFromUDP(buffer)
+		if err != nil {
+			return
+		}
+		if answer {
+			_, _ = conn.WriteToUDP(buffer[:n], from)
+		}
+	}
+}
+
+// serveDNS runs dnsmasq, which knows example.test and denies all else.
+func (tr *traffic) serveDNS() {
+	testbed.Tool(tr.t, "dnsmasq")
+	dns := tr.server.Command("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--log-facility=-",
+		"--user=root", "--pid-file=", "--local=/test/", "--address=/example.test/192.0.2.7", "--address=/example.test/2001:db8::7")
+	var said strings.Builder
+	dns.Stderr = &said
+	if err := dns.Start(); err != nil {
+		tr.t.Fatal(err)
+	}
+	tr.t.Cleanup(func() {
+		_ = dns.Process.Signal(syscall.SIGTERM)
+		_ = dns.Wait()
+		if tr.t.Failed() {
+			tr.t.Logf("dnsmasq said:\n%s", said.String())
+		}
+	})
+	// It is up once its TCP port is; that is not in the way of what is counted
+	// afterwards, on UDP.
+	for {
+		conn, err := dial(tr.server, "tcp", "127.0.0.1:53")
+		if err == nil {
+			conn.Close()
+			return
+		}
+		if dns.ProcessState != nil {
+			tr.t.Fatal("dnsmasq ended")
+		}
+	}
+}
+
+// silence has the client send to addresses that nobody answers for.
+func (tr *traffic) silence() {
+	mac := strings.TrimSpace(string(must(tr.server.Command("cat", "/sys/class/net/eth0/address").Output())))
+	for _, addr := range []string{silentV4, silentV6} {
+		testbed.Run(tr.t, "ip", "-n", tr.client.Name, "neighbour", "add", addr, "lladdr", mac, "dev", "eth0")
+	}
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+func dial(from *testbed.Host, network, address string) (conn net.Conn, err error) {
+	from.Do(func() { conn, err = (&net.Dialer{Timeout: patience}).Dial(network, address) })
+	return conn, err
+}
+
+func addresses(h *testbed.Host) []string { return []string{h.V4, h.V6} }
+
+func join(address string, port int) string { return net.JoinHostPort(address, fmt.Sprint(port)) }
+
+// connect makes a connection and waits until the server has closed it.
+func (tr *traffic) connect(address string) {
+	conn, err := dial(tr.client, "tcp", join(address, tcpPort))
+	if err != nil {
+		tr.t.Fatal(err)
+	}
+	_, _ = io.Copy(io.Discard, conn)
+	conn.Close()
+}
+
+func (tr *traffic) connectRefused(address string) {
+	conn, err := dial(tr.client, "tcp", join(address, closedPort))
+	if err == nil {
+		conn.Close()
+		tr.t.Fatal("a closed port accepted")
+	}
+}
+
+// connectInVain sends SYNs that nobody answers, without waiting for the end.
+func (tr *traffic) connectInVain(address string) {
+	tr.t.Helper()
+	addr := netip.MustParseAddr(address)
+	family, to := syscall.AF_INET6, syscall.Sockaddr(&syscall.SockaddrInet6{Port: tcpPort, Addr: addr.As16()})
+	if addr.Is4() {
+		family, to = syscall.AF_INET, &syscall.SockaddrInet4{Port: tcpPort, Addr: addr.As4()}
+	}
+	fd, err := -1, error(nil)
+	tr.client.Do(func() {
+		if fd, err = syscall.Socket(family, syscall.SOCK_STREAM|syscall.SOCK_NONBLOCK|syscall.SOCK_CLOEXEC, 0); err == nil {
+			err = syscall.Connect(fd, to)
+		}
+	})
+	if !errors.Is(err, syscall.EINPROGRESS) {
+		tr.t.Fatalf("connect to nobody: %v", err)
+	}
+	tr.t.Cleanup(func() { syscall.Close(fd) })
+}
+
+// exchange sends a datagram and reads the answer, twice over one socket.
+func (tr *traffic) exchange(address string) {
+	conn, err := dial(tr.client, "udp", join(address, udpPort))
+	if err != nil {
+		tr.t.Fatal(err)
+	}
+	defer conn.Close()
+	buffer := make([]byte, 64)
+	for range 2 {
+		if _, err := conn.Write([]byte("ask")); err != nil {
+			tr.t.Fatal(err)
+		}
+		if _, err := conn.Read(buffer); err != nil {
+			tr.t.Fatal(err)
+		}
+	}
+}
+
+func (tr *traffic) sendInVain(address string) {
+	conn, err := dial(tr.client, "udp", join(address, silentPort))
+	if err != nil {
+		tr.t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte("ask")); err != nil {
+		tr.t.Fatal(err)
+	}
+}
+
+func (tr *traffic) dig(address, name, kind string) {
+	tr.run(testbed.Tool(tr.t, "dig"), "+tries=1", "+time=20", "@"+address, name, kind)
+}
+
+func (tr *traffic) ping(address string) {
+	tr.run(testbed.Tool(tr.t, "ping"), "-c", "1", "-W", "20", address)
+}
+
+func (tr *traffic) run(name string, args ...string) {
+	tr.t.Helper()
+	if out, err := tr.client.Command(name, args...).CombinedOutput(); err != nil {
+		tr.t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+}
+
+// everything is one round of each kind over both families.
+func (tr *traffic) everything() {
+	for _, address := range addresses(tr.server) {
+		tr.connect(address)
+		tr.connectRefused(address)
+		tr.exchange(address)
+		tr.sendInVain(address)
+		tr.dig(address, "example.test", "A")
+		tr.dig(address, "example.test", "AAAA")
+		tr.dig(address, "nothing.test", "A")
+		tr.ping(address)
+	}
+	tr.connectInVain(silentV4)
+	tr.connectInVain(silentV6)
+}
+
+// eventsOfEverything is how many events one round leads to, on each side.
+const (
+	answeredOfEverything = 2 * 7 // connect, refused, exchange, 3 dig, ping
+	silentOnClient       = 2 * 2 // sendInVain, connectInVain
+	silentOnServer       = 2 * 2 // as many requests came in and were not answered
+)
