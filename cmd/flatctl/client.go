@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"syscall"
+	"time"
+)
+
+// client asks flatd by HTTP on its control socket.
+type client struct{ socket *string }
+
+// quickTime bounds every request but a stream of events.
+const quickTime = 30 * time.Second
+
+// do sends a request; the caller closes the response's body. An answer other
+// than 2xx is an error with flatd's own words.
+func (c *client) do(ctx context.Context, method, path string) (*http.Response, error) {
+	request, err := http.NewRequestWithContext(ctx, method, "http://flatd"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", *c.socket)
+	}}
+	response, err := (&http.Client{Transport: transport}).Do(request)
+	if err != nil {
+		return nil, c.explain(err)
+	}
+	if response.StatusCode/100 == 2 {
+		return response, nil
+	}
+	defer response.Body.Close()
+	var refusal struct{ Error string }
+	if err := json.NewDecoder(io.LimitReader(response.Body, 1<<20)).Decode(&refusal); err != nil || refusal.Error == "" {
+		return nil, fmt.Errorf("flatd answered %s", response.Status)
+	}
+	return nil, errors.New(refusal.Error)
+}
+
+// explain says what to do about a socket that does not answer.
+func (c *client) explain(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("no socket %s: flatd does not run; start it with `systemctl start flatd`, or name its socket with --socket", *c.socket)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("nobody listens on %s: flatd does not run; start it with `systemctl start flatd`", *c.socket)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("not allowed to use %s: be root or in the group flatd", *c.socket)
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("flatd does not answer on %s; see `systemctl status flatd`", *c.socket)
+	}
+	return err
+}
+
+// get decodes the JSON of an answer into to.
+func (c *client) get(path string, to any) error {
+	ctx, cancel := context.WithTimeout(context.Background(), quickTime)
+	defer cancel()
+	response, err := c.do(ctx, http.MethodGet, path)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if err := json.NewDecoder(response.Body).Decode(to); err != nil {
+		return fmt.Errorf("read flatd's answer: %w", err)
+	}
+	return nil
+}
+
+func (c *client) post(path string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), quickTime)
+	defer cancel()
+	response, err := c.do(ctx, http.MethodPost, path)
+	if err != nil {
+		return err
+	}
+	return response.Body.Close()
+}
+
+// copy streams an answer, as it comes, until it ends or ctx does.
+func (c *client) copy(ctx context.Context, path string, to io.Writer) error {
+	response, err := c.do(ctx, http.MethodGet, path)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	_, err = io.Copy(to, response.Body)
+	if ctx.Err() != nil || errors.Is(err, syscall.EPIPE) {
+		return nil // interrupted, or piped into head
+	}
+	if err != nil {
+		return fmt.Errorf("the connection to flatd broke: %w", err)
+	}
+	return nil
+}

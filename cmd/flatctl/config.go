@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/flatd/flatd/bpf"
+	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/packaging"
+)
+
+func configCommand(c *client) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "config",
+		Short: "Check, show or explain the configuration",
+		Args:  noArguments,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(&cobra.Command{
+		Use:   "check [FILE]",
+		Short: "Say what is wrong with the configuration, with file, line and key",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			path := daemon.DefaultPath
+			if len(args) == 1 {
+				path = args[0]
+			}
+			if _, err := daemon.Load(path); err != nil {
+				return fmt.Errorf("%w:\n%w", daemon.ErrConfig, err)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: good\n", path)
+			return nil
+		},
+	}, &cobra.Command{
+		Use:   "show",
+		Short: "Print the configuration that flatd runs on",
+		Args:  noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), quickTime)
+			defer cancel()
+			return c.copy(ctx, "/v1/config", cmd.OutOrStdout())
+		},
+	}, &cobra.Command{
+		Use:   "default",
+		Short: "Print the reference: every key, its meaning, unit, range and default",
+		Args:  noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprint(cmd.OutOrStdout(), packaging.Config)
+			return err
+		},
+	})
+	return cmd
+}
+
+func detachCommand() *cobra.Command {
+	var config string
+	cmd := &cobra.Command{
+		Use:   "detach",
+		Short: "Remove everything of flatd's from the kernel",
+		Long: `Remove everything of flatd's from the kernel: its programs from every
+interface, and its pins with all that was measured and not yet delivered.
+flatd must have been stopped. Other programs, filters and qdiscs stay.
+
+Stopping flatd alone leaves the programs in place, so that measuring goes on.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			path := daemon.Defaults().PinPath
+			if c, err := daemon.Load(config); err == nil {
+				path = c.PinPath
+			} else {
+				fmt.Fprintf(os.Stderr, "flatctl: %v\nflatctl: using the default pin_path %s\n", err, path)
+			}
+			removed, err := bpf.Remove(path)
+			for _, what := range removed {
+				fmt.Fprintf(cmd.OutOrStdout(), "removed %s\n", what)
+			}
+			if err != nil {
+				return fmt.Errorf("detach: %w", err)
+			}
+			if len(removed) == 0 {
+				fmt.Fprintln(cmd.OutOrStdout(), "nothing of flatd's below "+path)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&config, "config", daemon.DefaultPath, "the configuration `file`, for its pin_path")
+	return cmd
+}

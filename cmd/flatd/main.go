@@ -1,0 +1,129 @@
+// Command flatd measures how long the network takes to answer.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/coreos/go-systemd/v22/journal"
+	"github.com/spf13/cobra"
+
+	"github.com/flatd/flatd/daemon"
+)
+
+// version is set by the linker.
+var version = "devel"
+
+// Exit codes (sysexits.h, systemd.exec(5)).
+const (
+	exitFailed = 1
+	exitUsage  = 2
+	exitConfig = 78 // EX_CONFIG: restarting would not help
+)
+
+func main() {
+	if err := command().Execute(); err != nil {
+		fmt.Fprintf(os.Stderr, "flatd: %v\n", err)
+		os.Exit(exitCode(err))
+	}
+}
+
+// errUsage marks what the user typed wrong.
+var errUsage = errors.New("see `flatd --help`")
+
+func exitCode(err error) int {
+	switch {
+	case errors.Is(err, errUsage):
+		return exitUsage
+	case errors.Is(err, daemon.ErrConfig):
+		return exitConfig
+	}
+	return exitFailed
+}
+
+func command() *cobra.Command {
+	var config string
+	var check bool
+	c := &cobra.Command{
+		Use:   "flatd",
+		Short: "Measure how long the network takes to answer",
+		Long: `flatd measures how long the network takes to answer: every TCP connection
+attempt, DNS query, UDP exchange and ping of this host, seen by eBPF programs
+on its interfaces. Events go to the journal, to NATS and to standard output.
+
+It runs as a service: systemctl enable --now flatd. Talk to it with flatctl.`,
+		Example: `  flatd                             run with /etc/flatd/flatd.toml, or the defaults
+  flatd --config ./flatd.toml       run with another file
+  flatd --check                     say what is wrong with the configuration
+  journalctl -u flatd -f            what it sees`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("unexpected argument %q; %w", args[0], errUsage)
+			}
+			return nil
+		},
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if check {
+				return checkConfig(c, config)
+			}
+			return run(c.Context(), config)
+		},
+	}
+	c.Flags().StringVar(&config, "config", daemon.DefaultPath, "the configuration `file`")
+	c.Flags().BoolVar(&check, "check", false, "check the configuration and exit: 0 if it is good, 78 if not")
+	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w; %w", err, errUsage) })
+	addServer(c)
+	return c
+}
+
+func checkConfig(c *cobra.Command, path string) error {
+	if _, err := daemon.Load(path); err != nil {
+		return fmt.Errorf("%w:\n%w", daemon.ErrConfig, err)
+	}
+	fmt.Fprintf(c.OutOrStdout(), "%s: good\n", path)
+	return nil
+}
+
+// run is flatd until a signal: TERM and INT end it, HUP reloads. After the
+// first signal to end, a second one kills.
+func run(ctx context.Context, config string) error {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+
+	stopServer, err := startServer()
+	if err != nil {
+		return err
+	}
+	defer stopServer()
+	return daemon.Run(ctx, daemon.Options{ConfigPath: config, Version: version, Log: logger(), Hangup: hangup})
+}
+
+// logger writes diagnostics to standard error: without the time where the
+// journal adds it, in full where the service manager asks for it.
+func logger() *slog.Logger {
+	options := &slog.HandlerOptions{Level: slog.LevelInfo}
+	if os.Getenv("DEBUG_INVOCATION") != "" {
+		options.Level = slog.LevelDebug
+	}
+	if under, err := journal.StderrIsJournalStream(); err == nil && under {
+		options.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
+			if len(groups) == 0 && a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		}
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, options))
+}
