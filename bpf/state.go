@@ -3,6 +3,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -128,8 +129,7 @@ func (s *State) adopt(spec *ebpf.CollectionSpec, pinned map[string]*ebpf.Program
 		if !ok {
 			return false
 		}
-		info, err := p.Info()
-		if err != nil || program.Compatible(info) != nil {
+		if !isLoaded(program, p) {
 			return false
 		}
 	}
@@ -150,6 +150,22 @@ func (s *State) adopt(spec *ebpf.CollectionSpec, pinned map[string]*ebpf.Program
 		FlatIngressL3: pinned[kernelProgFlatIngressL3],
 	}
 	return true
+}
+
+// isLoaded reports whether a program has the instructions of spec.
+func isLoaded(spec *ebpf.ProgramSpec, p *ebpf.Program) bool {
+	info, err := p.Info()
+	if err != nil {
+		return false
+	}
+	// The kernel's tag is of instructions whose calls to other functions are
+	// resolved; Marshal does that, in place.
+	resolved := *spec
+	resolved.Instructions = slices.Clone(spec.Instructions)
+	if err := resolved.Instructions.Marshal(io.Discard, spec.ByteOrder); err != nil {
+		return false
+	}
+	return resolved.Compatible(info) == nil
 }
 
 // usesAll tells programs that work on the pinned maps from those whose maps
@@ -343,7 +359,7 @@ func lockRoot(path string) (*os.File, error) {
 // explain adds what to do about a refusal.
 func explain(err error) error {
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
-		return fmt.Errorf("%w (%w: run as root, with CAP_BPF and CAP_NET_ADMIN)", err, ErrPermission)
+		return fmt.Errorf("%w (%w: run as root, with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)", err, ErrPermission)
 	}
 	return err
 }

@@ -51,6 +51,9 @@ type Daemon struct {
 // drainTime bounds how long a stop waits for the outputs.
 const drainTime = 10 * time.Second
 
+// reloadTime bounds how long a reload waits for the interfaces.
+const reloadTime = 20 * time.Second
+
 // ErrConfig marks errors of the configuration.
 var ErrConfig = errors.New("bad configuration")
 
@@ -206,7 +209,9 @@ func (d *Daemon) Reload() error {
 	d.mu.Lock()
 	d.config = config
 	d.mu.Unlock()
-	d.links.configure(config)
+	ctx, cancel := context.WithTimeout(context.Background(), reloadTime)
+	defer cancel()
+	d.links.configure(ctx, config)
 	d.log.Info("configuration reloaded", "file", d.options.ConfigPath)
 	d.pipeline.status(flows.ActionConfig, flows.Interface{}, "configuration reloaded")
 	return nil

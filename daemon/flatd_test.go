@@ -65,7 +65,7 @@ func (e event) String() string {
 // process is the real flatd in a namespace, its events read from its standard
 // output.
 type process struct {
-	t      *testing.T
+	t      testing.TB
 	cmd    *exec.Cmd
 	stderr bytes.Buffer
 	socket string
@@ -83,19 +83,22 @@ type setup struct {
 	pins   string // on a BPF file system
 	dir    string
 	config string // beyond what every test wants
+
+	interfaces string // of the configuration's list
+	args       []string
 }
 
-func newSetup(t *testing.T, host *testbed.Host, binary, config string) *setup {
-	return &setup{host: host, binary: binary, pins: filepath.Join(testbed.BPFFS(t), "flatd"), dir: t.TempDir(), config: config}
+func newSetup(t testing.TB, host *testbed.Host, binary, config string) *setup {
+	return &setup{host: host, binary: binary, pins: filepath.Join(testbed.BPFFS(t), "flatd"), dir: t.TempDir(), config: config, interfaces: `"eth0"`}
 }
 
 func (s *setup) socket() string { return filepath.Join(s.dir, "control.sock") }
 
-func (s *setup) write(t *testing.T) string {
+func (s *setup) write(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(s.dir, "flatd.toml")
-	text := fmt.Sprintf("interfaces = [\"eth0\"]\npin_path = %q\nsocket = %q\n%s\n"+
-		"[outputs.stdout]\nenabled = true\n[outputs.journald]\nenabled = false\n", s.pins, s.socket(), s.config)
+	text := fmt.Sprintf("interfaces = [%s]\npin_path = %q\nsocket = %q\n%s\n"+
+		"[outputs.stdout]\nenabled = true\n[outputs.journald]\nenabled = false\n", s.interfaces, s.pins, s.socket(), s.config)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -103,9 +106,9 @@ func (s *setup) write(t *testing.T) string {
 }
 
 // start runs flatd and waits until it measures.
-func (s *setup) start(t *testing.T) *process {
+func (s *setup) start(t testing.TB) *process {
 	t.Helper()
-	p := &process{t: t, socket: s.socket(), ended: make(chan struct{}), cmd: s.host.Command(s.binary, "--config", s.write(t))}
+	p := &process{t: t, socket: s.socket(), ended: make(chan struct{}), cmd: s.host.Command(s.binary, append(s.args, "--config", s.write(t))...)}
 	p.more = sync.NewCond(&p.mu)
 	p.cmd.Stderr = &p.stderr
 	out, err := p.cmd.StdoutPipe()

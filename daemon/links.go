@@ -24,7 +24,7 @@ type links struct {
 	log      *slog.Logger
 
 	config  atomic.Pointer[Config]
-	changed chan struct{} // holds a token when config is new
+	changed chan chan struct{} // config is new; close what comes when it is in force
 	ready   chan struct{} // closed when the interfaces there are have been attached
 	beat    atomic.Int64  // unix seconds of the last reconciliation
 	failing atomic.Pointer[map[string]string]
@@ -45,19 +45,26 @@ const (
 func newLinks(state *bpf.State, p *pipeline, c Config, log *slog.Logger) *links {
 	l := &links{
 		state: state, pipeline: p, log: log, first: true,
-		changed: make(chan struct{}, 1), ready: make(chan struct{}), names: make(map[int]string),
+		changed: make(chan chan struct{}), ready: make(chan struct{}), names: make(map[int]string),
 	}
 	l.config.Store(&c)
 	l.failing.Store(&map[string]string{})
 	return l
 }
 
-// configure makes c the wish.
-func (l *links) configure(c Config) {
+// configure makes c the wish and returns when the interfaces are as it says,
+// as far as they can be, or ctx ends.
+func (l *links) configure(ctx context.Context, c Config) {
 	l.config.Store(&c)
+	done := make(chan struct{})
 	select {
-	case l.changed <- struct{}{}:
-	default:
+	case l.changed <- done:
+	case <-ctx.Done():
+		return
+	}
+	select {
+	case <-done:
+	case <-ctx.Done():
 	}
 }
 
@@ -91,15 +98,20 @@ func (l *links) watch(ctx context.Context) error {
 
 	tick := time.NewTicker(reconcileEvery)
 	defer tick.Stop()
+	var asked chan struct{} // whoever waits for the next reconciliation
 	for {
 		if err := l.reconcile(); err != nil {
 			l.log.Warn("interfaces could not be listed, trying again", "error", err)
+		}
+		if asked != nil {
+			close(asked)
+			asked = nil
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-		case <-l.changed:
+		case asked = <-l.changed:
 		case _, ok := <-linkUpdates:
 			if !ok {
 				return nil

@@ -53,6 +53,10 @@ const (
 	// While records wait for their outputs the kernel does not wake the
 	// reader (see bpf.Reader), which then looks by itself this often.
 	pollEvery = 10 * time.Millisecond
+	// After records have come, more are let gather for so long: under load a
+	// wake-up then serves many events and not one. The kernel, for its part,
+	// wakes nobody meanwhile.
+	gatherTime = 2 * time.Millisecond
 	// How many records are read before the outputs' progress is looked at.
 	commitEvery = 1024
 )
@@ -74,7 +78,10 @@ func (p *pipeline) run(ctx context.Context) error {
 	nextSweep := time.Now()
 	for ctx.Err() == nil {
 		p.beat.Store(time.Now().Unix())
-		p.readAll()
+		if p.readAll() > 0 {
+			time.Sleep(gatherTime)
+			p.readAll()
+		}
 		p.commit()
 		if now := time.Now(); now.After(nextSweep) {
 			nextSweep = now.Add(sweepEvery)
@@ -93,11 +100,12 @@ func (p *pipeline) run(ctx context.Context) error {
 	return nil
 }
 
-func (p *pipeline) readAll() {
-	for n := 1; ; n++ {
+// readAll takes what is in the ring and returns how many records that was.
+func (p *pipeline) readAll() (n int) {
+	for ; ; n++ {
 		record, position, ok := p.reader.Next()
 		if !ok {
-			return
+			return n
 		}
 		p.read.Add(1)
 		item := p.pool.Get()
@@ -108,7 +116,7 @@ func (p *pipeline) readAll() {
 		}
 		item.Position = position
 		p.publish(item)
-		if n%commitEvery == 0 {
+		if n%commitEvery == commitEvery-1 {
 			p.commit()
 		}
 	}

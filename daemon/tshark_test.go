@@ -43,7 +43,7 @@ func startCapture(t *testing.T, h *testbed.Host) *capture {
 	t.Helper()
 	testbed.Tool(t, "tcpdump")
 	c := &capture{t: t, file: filepath.Join(t.TempDir(), "eth0.pcap")}
-	dump := h.Command("tcpdump", "-i", "eth0", "-U", "--immediate-mode", "-s", "512", "-Z", "root", "-w", c.file)
+	dump := h.Command("tcpdump", "-i", "eth0", "-U", "--immediate-mode", "-Z", "root", "-w", c.file)
 	var said bytes.Buffer
 	dump.Stderr = &said
 	if err := dump.Start(); err != nil {

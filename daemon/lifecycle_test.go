@@ -1,0 +1,329 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/nats-io/nats.go"
+
+	"github.com/flatd/flatd/bpf/testbed"
+)
+
+func isResult(result, side string) func(event) bool {
+	return func(e event) bool { return e.Flatd.Result == result && e.Flatd.Side == side }
+}
+
+func isAction(action, iface string) func(event) bool {
+	return func(e event) bool { return e.Event.Action == action && e.Observer.Interface.Name == iface }
+}
+
+// programsOn counts the tcx programs on an interface, in and out.
+func programsOn(t *testing.T, h *testbed.Host, index int) int {
+	t.Helper()
+	count := 0
+	var err error
+	h.Do(func() {
+		for _, attach := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
+			var found *link.QueryResult
+			if found, err = link.QueryPrograms(link.QueryOptions{Target: index, Attach: attach}); err != nil {
+				return
+			}
+			count += len(found.Programs)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return count
+}
+
+// TestMeasuringOutlivesTheDaemon ends flatd under known traffic, kindly and
+// not, and wants every handshake in the end: those made while it was away too,
+// with the time they happened.
+func TestMeasuringOutlivesTheDaemon(t *testing.T) {
+	client, server := testbed.Pair(t)
+	s := newSetup(t, client, testbed.Build(t, "flatd", ""), "")
+	tr := newTraffic(t, client, server)
+	const each = 20
+	connections := func() {
+		for range each / 2 {
+			tr.connect(server.V4)
+			tr.connect(server.V6)
+		}
+	}
+	established := isResult("established", "client")
+
+	var all []event
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		p := s.start(t)
+		connections()
+		p.waitN("the handshakes", each, established)
+		all = append(all, p.end(signal)...)
+		if n := programsOn(t, client, 2); n != 2 {
+			t.Fatalf("%d programs on eth0 while flatd is away, want 2", n)
+		}
+
+		before := time.Now()
+		connections() // nobody is there to read of these
+		after := time.Now()
+		p = s.start(t)
+		missed := p.waitN("the handshakes made without flatd", each, func(e event) bool { return established(e) && e.Flatd.Replayed })
+		for _, e := range missed {
+			if e.Timestamp.Before(before) && !slices.ContainsFunc(all, func(o event) bool { return o.Event.ID == e.Event.ID }) {
+				t.Errorf("%s at %s, which is before %s", e, e.Timestamp, before)
+			}
+			if e.Timestamp.After(after) {
+				t.Errorf("%s at %s, when it had long been over (%s)", e, e.Timestamp, after)
+			}
+		}
+		if n := programsOn(t, client, 2); n != 2 {
+			t.Errorf("%d programs on eth0 after the start, want 2", n)
+		}
+		if !strings.Contains(p.status().Start, "adopt") {
+			t.Errorf("start %q, want adopt", p.status().Start)
+		}
+		all = append(all, p.end(syscall.SIGTERM)...)
+	}
+
+	ids := make(map[string]int)
+	var sequences []uint64
+	for _, e := range all {
+		if established(e) {
+			if ids[e.Event.ID]++; ids[e.Event.ID] == 1 {
+				sequences = append(sequences, e.Event.Sequence)
+			}
+		}
+	}
+	if len(ids) != 4*each {
+		t.Errorf("%d handshakes reported, %d made", len(ids), 4*each)
+	}
+	slices.Sort(sequences)
+	if span := sequences[len(sequences)-1] - sequences[0] + 1; span != uint64(len(sequences)) {
+		t.Errorf("%d sequence numbers span %d: a gap", len(sequences), span)
+	}
+}
+
+// state is what the tests look at of /v1/status.
+type state struct {
+	Start     string
+	Measuring bool
+	Problems  []string
+	Books     Books
+	Outputs   []OutputStatus
+}
+
+// get asks on the control socket.
+func (p *process) get(method, path string) (*http.Response, error) {
+	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", p.socket)
+	}}}
+	request, err := http.NewRequest(method, "http://flatd"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	return client.Do(request)
+}
+
+func (p *process) status() (s state) {
+	p.t.Helper()
+	response, err := p.get(http.MethodGet, "/v1/status")
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer response.Body.Close()
+	if err := json.NewDecoder(response.Body).Decode(&s); err != nil {
+		p.t.Fatal(err)
+	}
+	return s
+}
+
+func TestTheBooksBalance(t *testing.T) {
+	client, server := testbed.Pair(t)
+	p := newSetup(t, client, testbed.Build(t, "flatd", ""), "measure.timeout = \"1s\"\n").start(t)
+	newTraffic(t, client, server).everything()
+	p.waitN("everything", answeredOfEverything+silentOnClient, func(e event) bool { return e.Flatd.Side != "" })
+
+	b := p.status().Books
+	if b.Requests != b.Finished+b.TimedOut+b.Open+b.Replaced+b.PendingFull {
+		t.Errorf("requests do not balance: %+v", b)
+	}
+	if b.Finished != b.TooFast+b.SampledOut+b.RingFull+b.Read {
+		t.Errorf("finished do not balance: %+v", b)
+	}
+	if b.Finished != answeredOfEverything || b.TimedOut != silentOnClient || b.DecodeErrors != 0 {
+		t.Errorf("%d answered and %d silent exchanges were made: %+v", answeredOfEverything, silentOnClient, b)
+	}
+	for _, o := range p.status().Outputs {
+		if o.Offered != o.Delivered+o.Withheld+o.Failed+o.Dropped+o.Queued {
+			t.Errorf("output does not balance: %+v", o)
+		}
+	}
+}
+
+func TestInterfacesComeAndGo(t *testing.T) {
+	client, server := testbed.Pair(t)
+	s := newSetup(t, client, testbed.Build(t, "flatd", ""), "")
+	s.interfaces = `"eth0", "late0", "glob*"`
+	p := s.start(t)
+	add := func(name string) {
+		testbed.Run(t, "ip", "-n", client.Name, "link", "add", name, "type", "veth", "peer", "name", "p-"+name)
+		testbed.Run(t, "ip", "-n", client.Name, "link", "set", name, "up")
+	}
+	remove := func(name string) { testbed.Run(t, "ip", "-n", client.Name, "link", "delete", name) }
+
+	for round := 1; round <= 2; round++ { // the second under another index
+		for _, name := range []string{"late0", "glob7"} {
+			add(name)
+			p.waitN("attach of "+name, round, isAction("attach", name))
+		}
+		for _, name := range []string{"late0", "glob7"} {
+			remove(name)
+			p.waitN("detach of "+name, round, isAction("detach", name))
+		}
+	}
+	// What was there all the time is measured all the time.
+	newTraffic(t, client, server).connect(server.V4)
+	p.wait("a handshake", isResult("established", "client"))
+
+	// eth0 itself is made anew.
+	testbed.Run(t, "ip", "-n", client.Name, "link", "delete", "eth0")
+	p.wait("detach of eth0", isAction("detach", "eth0"))
+	add("eth0")
+	p.waitN("attach of the new eth0", 2, isAction("attach", "eth0"))
+	if pins, err := os.ReadDir(filepath.Join(s.pins, "v1", "links")); err != nil || len(pins) != 2 {
+		t.Errorf("link pins %v, want the two of the new eth0 (%v)", pins, err)
+	}
+}
+
+func TestAutoFollowsTheDefaultRoute(t *testing.T) {
+	client, _ := testbed.Pair(t)
+	s := newSetup(t, client, testbed.Build(t, "flatd", ""), "")
+	s.interfaces = `"auto"`
+	p := s.start(t)
+	if p.status().Measuring {
+		t.Error("measuring without a default route")
+	}
+	testbed.Run(t, "ip", "-n", client.Name, "route", "add", "default", "via", "10.99.0.2")
+	p.wait("attach", isAction("attach", "eth0"))
+	testbed.Run(t, "ip", "-n", client.Name, "route", "delete", "default")
+	p.wait("detach", isAction("detach", "eth0"))
+	testbed.Run(t, "ip", "-n", client.Name, "-6", "route", "add", "default", "via", "fd99::2")
+	p.waitN("attach", 2, isAction("attach", "eth0"))
+}
+
+func TestASecondDaemonIsTurnedAway(t *testing.T) {
+	client, _ := testbed.Pair(t)
+	s := newSetup(t, client, testbed.Build(t, "flatd", ""), "")
+	s.start(t)
+	out, err := client.Command(s.binary, "--config", s.write(t)).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "another flatd") || !strings.Contains(string(out), "systemctl stop flatd") {
+		t.Errorf("a second daemon ended with %v: %s", err, out)
+	}
+	other := *s // with a socket of its own it still may not share the pins
+	other.dir = t.TempDir()
+	out, err = client.Command(s.binary, "--config", other.write(t)).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), s.pins) || !strings.Contains(string(out), "another flatd") {
+		t.Errorf("a second daemon on the same pins ended with %v: %s", err, out)
+	}
+}
+
+func TestReload(t *testing.T) {
+	client, server := testbed.Pair(t)
+	s := newSetup(t, client, testbed.Build(t, "flatd", ""), "")
+	p := s.start(t)
+	tr := newTraffic(t, client, server)
+	reload := func() (int, string) {
+		response, err := p.get(http.MethodPost, "/v1/reload")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer response.Body.Close()
+		var answer struct{ Error string }
+		_ = json.NewDecoder(response.Body).Decode(&answer)
+		return response.StatusCode, answer.Error
+	}
+
+	s.config = "measure.timout = \"1s\"\n"
+	s.write(t)
+	if code, text := reload(); code != http.StatusUnprocessableEntity || !strings.Contains(text, "timout") || !strings.Contains(text, "nothing changed") {
+		t.Errorf("reload of a bad file: %d %s", code, text)
+	}
+	tr.connect(server.V4)
+	p.wait("a handshake under the old configuration", isResult("established", "client"))
+
+	s.config = fmt.Sprintf("filter.exclude = [\"%s\"]\n", server.V4)
+	s.write(t)
+	if code, text := reload(); code != http.StatusOK {
+		t.Errorf("reload of a good file: %d %s", code, text)
+	}
+	tr.connect(server.V4)
+	tr.connect(server.V6)
+	both := p.waitN("two handshakes", 2, isResult("established", "client"))
+	if both[1].Destination.IP != server.V6 {
+		t.Errorf("%s, though it is excluded", both[1])
+	}
+}
+
+// TestNATSSubscribersSeeTheSame has a subscriber compare with standard output.
+func TestNATSSubscribersSeeTheSame(t *testing.T) {
+	client, server := testbed.Pair(t)
+	s := newSetup(t, client, testbed.Build(t, "flatd", "natsserver"), "measure.timeout = \"1s\"\n[outputs.nats]\nurl = \"nats://127.0.0.1:4222\"\n")
+	s.args = []string{"--nats-server", "127.0.0.1:4222"}
+	p := s.start(t)
+	conn, err := nats.Connect("nats://127.0.0.1:4222", nats.SetCustomDialer(inside{client}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	messages, err := conn.SubscribeSync("flatd.>")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.Flush(); err != nil {
+		t.Fatal(err)
+	}
+
+	newTraffic(t, client, server).everything()
+	const n = answeredOfEverything + silentOnClient
+	want := make(map[string]bool)
+	for _, e := range p.waitN("everything", n, func(e event) bool { return e.Flatd.Side != "" }) {
+		want[e.Event.ID] = true
+	}
+	for range n {
+		m, err := messages.NextMsg(patience)
+		if err != nil {
+			t.Fatalf("of %d messages %d did not come: %v", n, len(want), err)
+		}
+		var e event
+		if err := json.Unmarshal(m.Data, &e); err != nil {
+			t.Fatal(err)
+		}
+		if !want[e.Event.ID] || m.Header.Get("Nats-Msg-Id") != e.Event.ID {
+			t.Errorf("%s on %s with id %q: not on standard output, or twice", e, m.Subject, m.Header.Get("Nats-Msg-Id"))
+		}
+		delete(want, e.Event.ID)
+		kind := strings.TrimPrefix(e.Event.Dataset, "flatd.")
+		if !strings.HasPrefix(m.Subject, "flatd.v1.") || !strings.HasSuffix(m.Subject, "."+kind+"."+e.Flatd.Result) {
+			t.Errorf("subject %s for %s", m.Subject, e)
+		}
+	}
+}
+
+// inside dials from a namespace.
+type inside struct{ host *testbed.Host }
+
+func (i inside) Dial(network, address string) (net.Conn, error) {
+	return dial(i.host, network, address)
+}
