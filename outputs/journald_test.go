@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/flatd/flatd/flows"
@@ -72,6 +73,7 @@ func (j *journald) start() {
 	defer notify.Close()
 	script := fmt.Sprintf("mount --bind %[1]s/log /var/log && mount --bind %[1]s/run /run && exec %[2]s", j.dir, journaldBinary)
 	j.process = exec.Command("unshare", "--mount", "sh", "-c", script)
+	j.process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	j.process.Env = append(os.Environ(), "NOTIFY_SOCKET=/run/notify")
 	said, err := os.Create(filepath.Join(j.dir, "stderr")) // a file: no pipe to wait for
 	if err != nil {

@@ -76,12 +76,13 @@ type NATS struct {
 	reconnected atomic.Bool // since the routes were last cleared
 
 	// For the goroutine that calls Write alone.
-	routes   map[string]route
-	routesAt time.Time
-	careful  bool // one by one, to find the event that is not permitted
-	text     []byte
-	payload  []byte
-	out      []outgoing
+	routes    map[string]route
+	routesAt  time.Time
+	noStreams bool // nor is it worth asking for any
+	careful   bool // one by one, to find the event that is not permitted
+	text      []byte
+	payload   []byte
+	out       []outgoing
 }
 
 // NewNATS checks the options, reads the files they name once, and begins to

@@ -13,8 +13,10 @@ import (
 
 var errDisconnected = errors.New("the connection was lost in the middle of a batch")
 
-// routesMax bounds the subjects that are remembered.
-const routesMax = 1024
+const (
+	routesMax     = 1024 // subjects that are remembered
+	lookupTimeout = time.Second
+)
 
 // route is where an event goes.
 type route struct {
@@ -120,12 +122,17 @@ func (s stand) confirm(ctx context.Context, conn *nats.Conn) error {
 	if err := conn.FlushWithContext(ctx); err != nil {
 		return fmt.Errorf("flush: %w", err)
 	}
-	now := standOf(conn)
-	if now.reconnects != s.reconnects {
+	if conn.Stats().Reconnects != s.reconnects {
 		return errDisconnected
 	}
-	if errors.Is(now.err, nats.ErrPermissionViolation) && now.err != s.err {
-		return now.err
+	return s.violation(conn)
+}
+
+// violation is what the server has said since about permissions, or nil. The
+// client remembers one such error, so a new one is another value.
+func (s stand) violation(conn *nats.Conn) error {
+	if err := conn.LastError(); errors.Is(err, nats.ErrPermissionViolation) && err != s.err {
+		return err
 	}
 	return nil
 }
@@ -183,7 +190,7 @@ func (n *NATS) abandon() {
 func (n *NATS) forgetRoutes() {
 	if n.reconnected.Swap(false) || len(n.routes) >= routesMax || time.Since(n.routesAt) > routesFor {
 		clear(n.routes)
-		n.routesAt = time.Now()
+		n.noStreams, n.routesAt = false, time.Now()
 	}
 }
 
@@ -205,21 +212,25 @@ func (n *NATS) route(ctx context.Context, conn *nats.Conn, e *flows.Event) (rout
 }
 
 // taken asks whether a stream takes a subject. A server without JetStream and
-// an account that may not ask mean no.
+// an account that may not ask mean no, for every subject.
 func (n *NATS) taken(ctx context.Context, conn *nats.Conn, subject string) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, WriteTimeout/5)
+	if n.noStreams {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
-	before := conn.LastError()
+	before := standOf(conn)
 	_, err := n.streams.StreamNameBySubject(ctx, subject)
 	switch {
 	case err == nil:
 		return true, nil
-	case errors.Is(err, jetstream.ErrStreamNotFound),
-		errors.Is(err, jetstream.ErrJetStreamNotEnabled),
-		errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
+	case errors.Is(err, jetstream.ErrStreamNotFound):
 		return false, nil
-	}
-	if now := conn.LastError(); errors.Is(now, nats.ErrPermissionViolation) && now != before {
+	case errors.Is(err, nats.ErrNoResponders),
+		errors.Is(err, jetstream.ErrJetStreamNotEnabled),
+		errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount),
+		before.violation(conn) != nil:
+		n.noStreams = true
 		return false, nil
 	}
 	return false, err

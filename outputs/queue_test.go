@@ -67,6 +67,19 @@ func checkBalance(t *testing.T, s Stats) {
 	}
 }
 
+// An item starts empty, whatever it was before.
+func TestItemsAreEmpty(t *testing.T) {
+	var pool Pool
+	for n := range uint64(100) {
+		i := pool.Get()
+		if i.Event != (flows.Event{}) || i.Position != 0 {
+			t.Fatalf("item with %+v at %d", i.Event, i.Position)
+		}
+		i.Event.Sequence, i.Position = n+1, n+1
+		i.Release()
+	}
+}
+
 func TestQueueDropsOldest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var pool Pool

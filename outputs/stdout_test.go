@@ -151,10 +151,10 @@ func TestStdoutReaderStalls(t *testing.T) {
 	r, w := pipe(t)
 	out := newTestStdout(t, StdoutOptions{Writer: w})
 	events := samples(1, 500) // more than a pipe holds
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 	defer cancel()
 	tally, err := out.Write(ctx, events)
-	if !errors.Is(err, os.ErrDeadlineExceeded) || tally.Delivered == 0 || tally.Delivered == len(events) {
+	if !errors.Is(err, os.ErrDeadlineExceeded) || tally.Delivered == len(events) {
 		t.Fatalf("%+v, %v", tally, err)
 	}
 	done := make(chan error, 1)

@@ -1,0 +1,602 @@
+package outputs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/flatd/flatd/flows"
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nkeys"
+)
+
+// patience is what a test gives a server; it is not what anything takes.
+const patience = 30 * time.Second
+
+func serverOptions(t testing.TB) *server.Options {
+	return &server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true,
+		JetStream: true, StoreDir: t.TempDir(),
+	}
+}
+
+// startServer runs a real NATS server in this process.
+func startServer(t testing.TB, o *server.Options) *server.Server {
+	t.Helper()
+	s, err := server.NewServer(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	if !s.ReadyForConnections(patience) {
+		t.Fatal("the NATS server does not start")
+	}
+	t.Cleanup(func() { stopServer(s) })
+	return s
+}
+
+func stopServer(s *server.Server) {
+	s.Shutdown()
+	s.WaitForShutdown()
+}
+
+// restartServer starts a server on the port and store of one that was stopped.
+func restartServer(t testing.TB, o *server.Options, old *server.Server) *server.Server {
+	t.Helper()
+	again := o.Clone()
+	again.Port = port(old)
+	return startServer(t, again)
+}
+
+func port(s *server.Server) int {
+	var p int
+	fmt.Sscanf(s.ClientURL()[strings.LastIndex(s.ClientURL(), ":")+1:], "%d", &p)
+	return p
+}
+
+func newTestNATS(t testing.TB, o NATSOptions) *NATS {
+	t.Helper()
+	o.Host = testHost
+	n, err := NewNATS(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.Close() })
+	return n
+}
+
+// awaitReady waits for the connection.
+func awaitReady(t testing.TB, n *NATS) {
+	t.Helper()
+	select {
+	case <-n.Ready():
+	case <-time.After(patience):
+		_, err := n.connected()
+		t.Fatalf("no connection: %v", err)
+	}
+}
+
+func deadline(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func client(t testing.TB, s *server.Server, options ...nats.Option) *nats.Conn {
+	t.Helper()
+	conn, err := nats.Connect(s.ClientURL(), options...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	return conn
+}
+
+func subscribe(t testing.TB, conn *nats.Conn) *nats.Subscription {
+	t.Helper()
+	sub, err := conn.SubscribeSync("flatd.>")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	return sub
+}
+
+func makeStream(t testing.TB, conn *nats.Conn, config jetstream.StreamConfig) jetstream.Stream {
+	t.Helper()
+	js, err := jetstream.New(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := js.CreateStream(deadline(t), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stream
+}
+
+func stored(t testing.TB, stream jetstream.Stream) uint64 {
+	t.Helper()
+	info, err := stream.Info(deadline(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.State.Msgs
+}
+
+func mustWrite(t testing.TB, n *NATS, events ...*flows.Event) {
+	t.Helper()
+	tally, err := n.Write(deadline(t), events)
+	if err != nil || tally != (Tally{Delivered: len(events)}) {
+		t.Fatalf("%+v, %v", tally, err)
+	}
+}
+
+func checkMessage(t *testing.T, sub *nats.Subscription, e *flows.Event, subject string) {
+	t.Helper()
+	m, err := sub.NextMsg(patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.Subject != subject {
+		t.Errorf("subject %s, want %s", m.Subject, subject)
+	}
+	if want := string(testHost.AppendJSON(nil, e)); string(m.Data) != want {
+		t.Errorf("payload %s\nwant %s", m.Data, want)
+	}
+	if got, want := m.Header.Get("Nats-Msg-Id"), string(testHost.AppendID(nil, e)); got != want {
+		t.Errorf("Nats-Msg-Id %s, want %s", got, want)
+	}
+}
+
+func TestNATSCore(t *testing.T) {
+	s := startServer(t, serverOptions(t))
+	sub := subscribe(t, client(t, s))
+	out := newTestNATS(t, NATSOptions{URL: s.ClientURL(), Mode: ModeCore})
+	awaitReady(t, out)
+	events := []*flows.Event{sample(1), refused(2), status("flatd has started")}
+	mustWrite(t, out, events...)
+	checkMessage(t, sub, events[0], "flatd.v1.web1_example_com.tcp.established")
+	checkMessage(t, sub, events[1], "flatd.v1.web1_example_com.tcp.refused")
+	checkMessage(t, sub, events[2], "flatd.v1.web1_example_com.status.start")
+}
+
+func TestNATSServerAppears(t *testing.T) {
+	o := serverOptions(t)
+	first := startServer(t, o)
+	url := first.ClientURL()
+	stopServer(first)
+
+	out := newTestNATS(t, NATSOptions{URL: url})
+	if tally, err := out.Write(deadline(t), samples(1, 1)); err == nil || tally.Total() != 0 {
+		t.Errorf("without a server: %+v, %v", tally, err)
+	} else if !strings.Contains(err.Error(), "not connected to nats://127.0.0.1") {
+		t.Errorf("without a server: %v", err)
+	}
+	s := restartServer(t, o, first)
+	sub := subscribe(t, client(t, s))
+	awaitReady(t, out)
+	mustWrite(t, out, sample(1))
+	checkMessage(t, sub, sample(1), "flatd.v1.web1_example_com.tcp.established")
+}
+
+// The queue keeps the newest events while the server is away.
+func TestNATSServerStops(t *testing.T) {
+	o := serverOptions(t)
+	s := startServer(t, o)
+	out := newTestNATS(t, NATSOptions{URL: s.ClientURL(), Mode: ModeCore})
+	awaitReady(t, out)
+	failed := make(chan error, 10)
+	q := NewQueue(out, 100, func(_ string, err error) { failed <- err })
+	result := make(chan error, 1)
+	go func() { result <- q.Run(t.Context()) }()
+	stopServer(s)
+
+	var pool Pool
+	q.Offer(item(&pool, 1))
+	if err := <-failed; err == nil {
+		t.Error("the first change is a recovery")
+	}
+	for n := uint64(2); n <= 250; n++ {
+		q.Offer(item(&pool, n))
+	}
+	stats := q.Stats()
+	checkBalance(t, stats)
+	if stats.Queued != 100 || stats.Dropped != 150 || !stats.Down {
+		t.Errorf("while the server is away: %+v", stats)
+	}
+	if p, _ := q.Held(); p != 151*100 {
+		t.Errorf("holds %d", p)
+	}
+
+	s = restartServer(t, o, s)
+	sub := subscribe(t, client(t, s))
+	if err := <-failed; err != nil {
+		t.Errorf("instead of a recovery: %v", err)
+	}
+	if err := q.Drain(deadline(t)); err != nil {
+		t.Error(err)
+	}
+	if err := <-result; err != nil {
+		t.Error(err)
+	}
+	stats = q.Stats()
+	checkBalance(t, stats)
+	if stats.Delivered != 100 || stats.Dropped != 150 {
+		t.Errorf("at the end: %+v", stats)
+	}
+	// The subscriber came after the first of them, perhaps; the last is there.
+	for id := ""; id != "6f1c0d2e-250"; {
+		m, err := sub.NextMsg(patience)
+		if err != nil {
+			t.Fatalf("after %s: %v", id, err)
+		}
+		id = m.Header.Get("Nats-Msg-Id")
+	}
+}
+
+// A stream of events goes through a restart of the server: each is stored, and
+// none twice.
+func TestNATSJetStreamExactlyOnce(t *testing.T) {
+	const events = 20000
+	o := serverOptions(t)
+	s := startServer(t, o)
+	config := jetstream.StreamConfig{Name: "FLATD", Subjects: []string{"flatd.>"}, Duplicates: time.Hour}
+	stream := makeStream(t, client(t, s), config)
+	out := newTestNATS(t, NATSOptions{URL: s.ClientURL(), Mode: ModeJetStream})
+	awaitReady(t, out)
+	q := NewQueue(out, events, nil)
+	var pool Pool
+	for n := uint64(1); n <= events; n++ {
+		q.Offer(item(&pool, n))
+	}
+	go q.Run(t.Context())
+	for stored(t, stream) < events/10 {
+	}
+	stopServer(s)
+	if stats := q.Stats(); stats.Delivered >= events {
+		t.Fatalf("the restart comes too late: %+v", stats)
+	}
+	s = restartServer(t, o, s)
+	if err := q.Drain(deadline(t)); err != nil {
+		t.Error(err)
+	}
+	stats := q.Stats()
+	checkBalance(t, stats)
+	if stats.Delivered != events {
+		t.Errorf("%+v", stats)
+	}
+	checkStoredOnce(t, s, events)
+}
+
+func checkStoredOnce(t *testing.T, s *server.Server, events int) {
+	t.Helper()
+	js, err := jetstream.New(client(t, s))
+	if err != nil {
+		t.Fatal(err)
+	}
+	consumer, err := js.OrderedConsumer(deadline(t), "FLATD", jetstream.OrderedConsumerConfig{HeadersOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	messages, err := consumer.Messages()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer messages.Stop()
+	seen := make(map[string]int)
+	for {
+		m, err := messages.Next(jetstream.NextContext(deadline(t)))
+		if err != nil {
+			t.Fatalf("after %d: %v", len(seen), err)
+		}
+		seen[m.Headers().Get("Nats-Msg-Id")]++
+		if meta, err := m.Metadata(); err != nil || meta.NumPending == 0 {
+			break
+		}
+	}
+	for n := 1; n <= events; n++ {
+		if count := seen[fmt.Sprintf("6f1c0d2e-%d", n)]; count != 1 {
+			t.Errorf("event %d is stored %d times", n, count)
+		}
+	}
+}
+
+func TestNATSAuto(t *testing.T) {
+	s := startServer(t, serverOptions(t))
+	conn := client(t, s)
+	sub := subscribe(t, conn)
+	stream := makeStream(t, conn, jetstream.StreamConfig{Name: "BAD", Subjects: []string{"flatd.v1.*.tcp.refused"}})
+	out := newTestNATS(t, NATSOptions{URL: s.ClientURL(), Mode: ModeAuto})
+	awaitReady(t, out)
+	mustWrite(t, out, sample(1), refused(2), sample(3))
+	if n := stored(t, stream); n != 1 {
+		t.Errorf("%d events stored, want that with the stream's subject", n)
+	}
+	for n := uint64(1); n <= 3; n++ {
+		if m, err := sub.NextMsg(patience); err != nil || m.Header.Get("Nats-Msg-Id") != fmt.Sprintf("6f1c0d2e-%d", n) {
+			t.Errorf("event %d: %v, %v", n, m, err)
+		}
+	}
+	// The stream goes: one failure, then the subject is known to be free.
+	js, _ := jetstream.New(conn)
+	if err := js.DeleteStream(deadline(t), "BAD"); err != nil {
+		t.Fatal(err)
+	}
+	sub.Unsubscribe() // a subscriber would hide that no stream answers
+	conn.Flush()
+	if _, err := out.Write(deadline(t), []*flows.Event{refused(4)}); !errors.Is(err, jetstream.ErrNoStreamResponse) {
+		t.Errorf("without its stream: %v", err)
+	}
+	mustWrite(t, out, refused(4))
+}
+
+// A stream that was made while the server restarted is found.
+func TestNATSAutoLooksAgain(t *testing.T) {
+	o := serverOptions(t)
+	s := startServer(t, o)
+	out := newTestNATS(t, NATSOptions{URL: s.ClientURL()})
+	awaitReady(t, out)
+	mustWrite(t, out, sample(1))
+	stopServer(s)
+	s = restartServer(t, o, s)
+	awaitReady(t, out)
+	stream := makeStream(t, client(t, s), jetstream.StreamConfig{Name: "FLATD", Subjects: []string{"flatd.>"}})
+	mustWrite(t, out, sample(2))
+	if n := stored(t, stream); n != 1 {
+		t.Errorf("%d events stored, want the second", n)
+	}
+	if r := out.routes["flatd.v1.web1_example_com.tcp.established"]; !r.stored {
+		t.Error("its acknowledgement is not waited for") // a stream stores either way
+	}
+}
+
+func TestNATSAutoWithoutJetStream(t *testing.T) {
+	o := serverOptions(t)
+	o.JetStream = false
+	out := newTestNATS(t, NATSOptions{URL: startServer(t, o).ClientURL()})
+	awaitReady(t, out)
+	mustWrite(t, out, samples(1, 300)...)
+}
+
+func TestNATSNoStream(t *testing.T) {
+	out := newTestNATS(t, NATSOptions{URL: startServer(t, serverOptions(t)).ClientURL(), Mode: ModeJetStream})
+	awaitReady(t, out)
+	tally, err := out.Write(deadline(t), samples(1, 3))
+	if !errors.Is(err, jetstream.ErrNoStreamResponse) || tally.Total() != 0 {
+		t.Errorf("%+v, %v", tally, err)
+	}
+}
+
+// What can never be delivered is counted and holds up nothing.
+func TestNATSTooLarge(t *testing.T) {
+	large := status(strings.Repeat("x", 4096))
+	o := serverOptions(t)
+	o.MaxPayload = 2048
+	small := newTestNATS(t, NATSOptions{URL: startServer(t, o).ClientURL(), Mode: ModeCore})
+
+	s := startServer(t, serverOptions(t))
+	makeStream(t, client(t, s), jetstream.StreamConfig{Name: "FLATD", Subjects: []string{"flatd.>"}, MaxMsgSize: 2048})
+	stream := newTestNATS(t, NATSOptions{URL: s.ClientURL(), Mode: ModeJetStream})
+
+	for what, out := range map[string]*NATS{"server": small, "stream": stream} {
+		awaitReady(t, out)
+		tally, err := out.Write(deadline(t), []*flows.Event{sample(1), large, sample(2)})
+		if err != nil || tally != (Tally{Delivered: 2, Failed: 1}) {
+			t.Errorf("too large for the %s: %+v, %v", what, tally, err)
+		}
+	}
+}
+
+func TestNATSPermissions(t *testing.T) {
+	o := serverOptions(t)
+	o.Users = []*server.User{
+		{Username: "watcher", Password: "w"},
+		{Username: "flatd", Password: "f", Permissions: &server.Permissions{
+			Publish: &server.SubjectPermission{Allow: []string{"flatd.v1.*.tcp.established"}},
+		}},
+	}
+	s := startServer(t, o)
+	sub := subscribe(t, client(t, s, nats.UserInfo("watcher", "w")))
+	for _, mode := range []string{ModeCore, ModeAuto} {
+		out := newTestNATS(t, NATSOptions{URL: s.ClientURL(), Mode: mode, User: "flatd", Password: file(t, "f\n")})
+		awaitReady(t, out)
+		events := []*flows.Event{sample(1), sample(2), refused(3), sample(4)}
+		for delivered := range 2 {
+			tally, err := out.Write(deadline(t), events)
+			if !errors.Is(err, nats.ErrPermissionViolation) || tally.Delivered != 2*delivered {
+				t.Errorf("%s: %+v, %v; want %d delivered", mode, tally, err, 2*delivered)
+			}
+			if err != nil && !strings.Contains(err.Error(), "tcp.refused") {
+				t.Errorf("%s: %v does not name the subject", mode, err)
+			}
+		}
+		mustWrite(t, out, sample(4)) // as when 3 was dropped
+		for {
+			m, err := sub.NextMsg(patience)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m.Header.Get("Nats-Msg-Id") == "6f1c0d2e-4" {
+				break
+			}
+		}
+	}
+}
+
+func file(t testing.TB, content string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestNATSAuthentication(t *testing.T) {
+	user, err := nkeys.CreateUser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, _ := user.PublicKey()
+	seed, _ := user.Seed()
+	credentials, certificates := newCredentials(t), newCertificates(t)
+	for _, c := range []struct {
+		name   string
+		server func(*server.Options)
+		client NATSOptions
+	}{
+		{"token", func(o *server.Options) { o.Authorization = "s3cret" }, NATSOptions{Token: file(t, "s3cret\n")}},
+		{"password", func(o *server.Options) { o.Username, o.Password = "flatd", "s3cret" },
+			NATSOptions{User: "flatd", Password: file(t, "s3cret")}},
+		{"nkey", func(o *server.Options) { o.Nkeys = []*server.NkeyUser{{Nkey: public}} }, NATSOptions{NKey: file(t, string(seed))}},
+		{"credentials", credentials.server, NATSOptions{Credentials: file(t, credentials.user)}},
+		{"tls", func(o *server.Options) { o.TLS, o.TLSConfig = true, certificates.server },
+			NATSOptions{CA: file(t, certificates.ca)}},
+		{"client certificate", func(o *server.Options) {
+			o.TLS, o.TLSVerify, o.TLSConfig = true, true, certificates.server
+		}, NATSOptions{CA: file(t, certificates.ca), Cert: file(t, certificates.ca), Key: file(t, certificates.key)}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o := serverOptions(t)
+			c.server(o)
+			c.client.URL = startServer(t, o).ClientURL()
+			out := newTestNATS(t, c.client)
+			awaitReady(t, out)
+			mustWrite(t, out, sample(1))
+		})
+	}
+}
+
+// A wrong secret is an error that says so, however often it is refused, and a
+// corrected file is enough.
+func TestNATSWrongToken(t *testing.T) {
+	gate := make(doorkeeper, 100)
+	o := serverOptions(t)
+	o.CustomClientAuthentication = gate
+	token := file(t, "wrong")
+	out := &watched{newTestNATS(t, NATSOptions{URL: startServer(t, o).ClientURL(), Token: token}), make(chan error, 1000)}
+	q := NewQueue(out, 10, nil)
+	var pool Pool
+	q.Offer(item(&pool, 1))
+	go q.Run(t.Context())
+	for range 4 {
+		<-gate
+	}
+	for err := range out.results {
+		if err == nil {
+			t.Fatal("delivered with a wrong token")
+		}
+		if strings.Contains(err.Error(), "Authorization Violation") {
+			break
+		}
+	}
+	if err := os.WriteFile(token, []byte("s3cret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for err := range out.results {
+		if err == nil {
+			break
+		}
+	}
+	q.Drain(deadline(t))
+}
+
+// doorkeeper tells of each client that it turned away.
+type doorkeeper chan struct{}
+
+func (d doorkeeper) Check(c server.ClientAuthentication) bool {
+	if c.GetOpts().Token == "s3cret" {
+		return true
+	}
+	d <- struct{}{}
+	return false
+}
+
+// watched shows how each Write of a queue went.
+type watched struct {
+	*NATS
+	results chan error
+}
+
+func (w *watched) Write(ctx context.Context, events []*flows.Event) (Tally, error) {
+	tally, err := w.NATS.Write(ctx, events)
+	w.results <- err
+	return tally, err
+}
+
+func TestNATSOptionErrors(t *testing.T) {
+	const url = "nats://127.0.0.1:4222"
+	secret := file(t, "x")
+	for _, c := range []struct {
+		options NATSOptions
+		want    string
+	}{
+		{NATSOptions{URL: url, Mode: "fast"}, `mode "fast": must be`},
+		{NATSOptions{URL: url, Subject: "a.>"}, "wildcard"},
+		{NATSOptions{URL: ""}, "names no host"},
+		{NATSOptions{URL: "http://x"}, `scheme "http"`},
+		{NATSOptions{URL: "nats://u:s3cret@h:x"}, "of the form"},
+		{NATSOptions{URL: url, Token: secret, NKey: secret}, "exclude each other"},
+		{NATSOptions{URL: url, User: "u"}, "go together"},
+		{NATSOptions{URL: url, Cert: secret}, "cert and key"},
+		{NATSOptions{URL: url, Token: "/does/not/exist"}, "token: open /does/not/exist"},
+		{NATSOptions{URL: url, NKey: secret}, "nkey: "},
+	} {
+		c.options.Host = testHost
+		_, err := NewNATS(c.options)
+		if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%+v: error %v, want one with %q", c.options, err, c.want)
+		}
+	}
+}
+
+// In core mode an event costs three allocations: its id as a string, and two
+// that the client makes of the header. The fourth is the server's. (JetStream
+// costs about 17, for the client to follow the acknowledgement.)
+func TestNATSAllocations(t *testing.T) {
+	if raceDetector {
+		t.Skip("the race detector allocates")
+	}
+	out := newTestNATS(t, NATSOptions{URL: startServer(t, serverOptions(t)).ClientURL(), Mode: ModeCore})
+	awaitReady(t, out)
+	ctx, events := deadline(t), samples(1, 256)
+	allocs := testing.AllocsPerRun(50, func() { out.Write(ctx, events) }) / float64(len(events))
+	if allocs > 4.5 {
+		t.Errorf("%.1f allocations per event, want 4", allocs)
+	}
+}
+
+func BenchmarkNATS(b *testing.B) {
+	for _, mode := range []string{ModeCore, ModeJetStream} {
+		b.Run(mode, func(b *testing.B) {
+			s := startServer(b, serverOptions(b))
+			makeStream(b, client(b, s), jetstream.StreamConfig{
+				Name: "FLATD", Subjects: []string{"js.>"}, Storage: jetstream.MemoryStorage, MaxBytes: 64 << 20,
+			})
+			subject := map[string]string{ModeCore: "core.event", ModeJetStream: "js.event"}[mode]
+			out := newTestNATS(b, NATSOptions{URL: s.ClientURL(), Mode: mode, Subject: subject})
+			awaitReady(b, out)
+			events := samples(1, 256)
+			b.ReportAllocs()
+			var sequence uint64
+			for b.Loop() {
+				for _, e := range events {
+					sequence++
+					e.Sequence = sequence
+				}
+				mustWrite(b, out, events...)
+			}
+			b.ReportMetric(float64(b.N*len(events))/b.Elapsed().Seconds(), "events/s")
+		})
+	}
+}
