@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/BurntSushi/toml"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -20,7 +21,7 @@ import (
 //	GET  /v1/status      how flatd is (Status)
 //	GET  /v1/events      recent events, JSON lines; ?follow=true goes on, see parseQuery
 //	GET  /v1/interfaces  what is measured, and what is not and why
-//	GET  /v1/config      the configuration in force
+//	GET  /v1/config      the configuration in force; ?format=toml as in the file
 //	POST /v1/reload      read the configuration again; root only
 //	GET  /healthz        200 if everything makes progress, else 503
 //	GET  /metrics        Prometheus
@@ -32,7 +33,7 @@ func (d *Daemon) controlRoutes() http.Handler {
 	})
 	mux.HandleFunc("GET /v1/events", d.serveEvents)
 	mux.HandleFunc("GET /v1/interfaces", func(w http.ResponseWriter, _ *http.Request) { answer(w, d.interfaces(), nil) })
-	mux.HandleFunc("GET /v1/config", func(w http.ResponseWriter, _ *http.Request) { answer(w, d.current().table(), nil) })
+	mux.HandleFunc("GET /v1/config", d.serveConfig)
 	mux.Handle("POST /v1/reload", rootOnly(http.HandlerFunc(d.serveReload)))
 	mux.HandleFunc("GET /healthz", d.serveHealth)
 	mux.Handle("GET /metrics", d.metricsHandler())
@@ -97,6 +98,16 @@ func refuse(w http.ResponseWriter, code int, err error) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
 	_ = json.NewEncoder(w).Encode(map[string]string{"error": err.Error()})
+}
+
+func (d *Daemon) serveConfig(w http.ResponseWriter, r *http.Request) {
+	table := d.current().table()
+	if r.URL.Query().Get("format") != "toml" {
+		answer(w, table, nil)
+		return
+	}
+	w.Header().Set("Content-Type", "application/toml")
+	_ = toml.NewEncoder(w).Encode(table) // the client has gone
 }
 
 func (d *Daemon) serveReload(w http.ResponseWriter, _ *http.Request) {

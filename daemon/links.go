@@ -25,14 +25,16 @@ type links struct {
 
 	config  atomic.Pointer[Config]
 	changed chan chan struct{} // config is new; close what comes when it is in force
-	ready   chan struct{} // closed when the interfaces there are have been attached
-	beat    atomic.Int64  // unix seconds of the last reconciliation
+	ready   chan struct{}      // closed when the interfaces there are have been attached
+	beat    atomic.Int64       // unix seconds of the last reconciliation
 	failing atomic.Pointer[map[string]string]
 
 	names  map[int]string // also of interfaces that have gone
 	missed []string       // names from the configuration that no interface has
 	bare   bool           // nothing to measure
 	first  bool           // the first reconciliation, which attaches much
+
+	noRoute bool // "auto" finds nothing
 }
 
 const (
@@ -260,10 +262,14 @@ func (l *links) tellWish(config *Config, devices, wanted []device) {
 		}
 	}
 	l.missed = missed
+	noRoute := slices.Contains(config.Interfaces, "auto") && !slices.ContainsFunc(devices, func(d device) bool { return d.Default })
+	if noRoute && !l.noRoute {
+		l.log.Warn("no default route yet, so \"auto\" names no interface; waiting for one")
+	}
+	l.noRoute = noRoute
 	bare := len(wanted) == 0
 	if bare && !l.bare {
-		l.log.Warn("no interface to measure, waiting for one; \"auto\" means those with a default route",
-			"interfaces", config.Interfaces, "exclude", config.Exclude)
+		l.log.Warn("no interface to measure, waiting for one", "interfaces", config.Interfaces, "exclude", config.Exclude)
 	}
 	l.bare = bare
 }

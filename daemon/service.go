@@ -135,12 +135,14 @@ func (s *service) report(ctx context.Context, d *Daemon) error {
 	}
 	tick := time.NewTicker(pause)
 	defer tick.Stop()
+	told := make(map[string]uint64)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
+		d.tellDrops(told)
 		message := "STATUS=" + d.statusLine()
 		if stuck := d.stuck(); stuck == "" {
 			message += "\n" + sd.SdNotifyWatchdog

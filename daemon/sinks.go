@@ -89,3 +89,16 @@ func (d *Daemon) outputChanged(name string, err error) {
 	}
 	d.log.Info("output works", "output", name)
 }
+
+// tellDrops says what outputs have dropped since the last time, by name in
+// told: once for many.
+func (d *Daemon) tellDrops(told map[string]uint64) {
+	for _, s := range d.fanout.Stats() {
+		lost := s.Dropped + s.Failed
+		if n := lost - told[s.Name]; n > 0 {
+			d.log.Warn("output lost events", "output", s.Name, "lost", n, "dropped", s.Dropped, "failed", s.Failed)
+			d.pipeline.emit(*d.pipeline.lossEvent(n, fmt.Sprintf("output %s lost %d events: its queue was full, or they were refused", s.Name, n)))
+		}
+		told[s.Name] = lost
+	}
+}

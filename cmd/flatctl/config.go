@@ -41,7 +41,7 @@ func configCommand(c *client) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), quickTime)
 			defer cancel()
-			return c.copy(ctx, "/v1/config", cmd.OutOrStdout())
+			return c.copy(ctx, "/v1/config?format=toml", cmd.OutOrStdout())
 		},
 	}, &cobra.Command{
 		Use:   "default",

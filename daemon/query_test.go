@@ -1,0 +1,133 @@
+package daemon
+
+import (
+	"net/netip"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/flatd/flatd/flows"
+)
+
+func TestQueryMatches(t *testing.T) {
+	e := flows.Event{
+		Kind: flows.KindTCP, Side: flows.SideClient, Result: flows.ResultEstablished, Duration: 5 * time.Millisecond,
+		Source: netip.MustParseAddrPort("192.0.2.1:40000"), Destination: netip.MustParseAddrPort("[2001:db8::1]:443"),
+		Interface: flows.Interface{Name: "eth0"},
+	}
+	for text, want := range map[string]bool{
+		"":                                 true,
+		"kind=tcp":                         true,
+		"kind=dns,udp":                     false,
+		"kind=dns&kind=tcp":                true,
+		"side=server":                      false,
+		"result=established,refused":       true,
+		"result=refused":                   false,
+		"peer=192.0.2.0/24":                true,
+		"peer=2001:db8::1":                 true,
+		"peer=192.0.2.2":                   false,
+		"port=443":                         true,
+		"port=40000":                       true,
+		"port=80,22":                       false,
+		"interface=eth1":                   false,
+		"slower=5ms":                       true,
+		"slower=6ms":                       false,
+		"kind=tcp&port=443&side=client":    true,
+		"kind=tcp&port=443&result=timeout": false,
+	} {
+		values, err := url.ParseQuery(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q, err := parseQuery(values)
+		if err != nil {
+			t.Errorf("%q: %v", text, err)
+			continue
+		}
+		if got := q.match(&e); got != want {
+			t.Errorf("%q matches: %t, want %t", text, got, want)
+		}
+	}
+}
+
+func TestQueryRefusesWithReason(t *testing.T) {
+	for text, want := range map[string]string{
+		"limit=-1":        "from 0 to 1024",
+		"limit=many":      "limit",
+		"kind=sctp":       "tcp, dns, udp, icmp",
+		"side=left":       "client, server",
+		"peer=10.0.0/8":   "10.0.0.0/8",
+		"port=70000":      "not a port",
+		"slower=fast":     "slower",
+		"follow=perhaps":  "follow",
+		"format=yaml":     "json, text",
+		"colour=blue":     "unknown parameter",
+		"limit=1&prot=17": `"prot"`,
+	} {
+		values, err := url.ParseQuery(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := parseQuery(values); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: error %v, want one that says %q", text, err, want)
+		}
+	}
+}
+
+func FuzzQuery(f *testing.F) {
+	f.Add("kind=tcp&peer=10.0.0.0/8&port=1&slower=1s&limit=3")
+	f.Fuzz(func(_ *testing.T, text string) {
+		if values, err := url.ParseQuery(text); err == nil {
+			if q, err := parseQuery(values); err == nil {
+				q.match(&flows.Event{})
+			}
+		}
+	})
+}
+
+func TestRecent(t *testing.T) {
+	r := newRecent()
+	all := func(*flows.Event) bool { return true }
+	add := func(from, to int) {
+		for i := from; i < to; i++ {
+			r.add(&flows.Event{Sequence: uint64(i)})
+		}
+	}
+	add(0, recentMax+10) // the first ten are forgotten
+	if got := r.latest(recentMax, all); len(got) != recentMax || got[0].Sequence != 10 || got[recentMax-1].Sequence != recentMax+9 {
+		t.Errorf("%d events from %d", len(got), got[0].Sequence)
+	}
+	odd := func(e *flows.Event) bool { return e.Sequence%2 == 1 }
+	if got := r.latest(2, odd); len(got) != 2 || got[0].Sequence != recentMax+7 || got[1].Sequence != recentMax+9 {
+		t.Errorf("the latest two odd ones: %v", got)
+	}
+
+	past, f, err := r.follow(1, all)
+	if err != nil || len(past) != 1 {
+		t.Fatalf("follow: %d events, %v", len(past), err)
+	}
+	// A follower that does not read holds nobody up, and is told what it missed.
+	add(5000, 5000+followerRoom+7)
+	if first := <-f.events; first.Sequence != 5000 {
+		t.Errorf("the first one followed is %d, want 5000", first.Sequence)
+	}
+	if missed := r.takeMissed(f); missed != 7 {
+		t.Errorf("missed %d, want 7", missed)
+	}
+	if missed := r.takeMissed(f); missed != 0 {
+		t.Errorf("told twice: %d", missed)
+	}
+	for range followersMax - 1 {
+		if _, _, err := r.follow(0, all); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err := r.follow(0, all); err == nil {
+		t.Error("one follower too many is let in")
+	}
+	r.unfollow(f)
+	if _, _, err := r.follow(0, all); err != nil {
+		t.Errorf("no room after one has gone: %v", err)
+	}
+}
