@@ -12,34 +12,34 @@
 
 enum flat_counter {
 	/* Exchanges. */
-	COUNT_REQUESTS,	    /* new exchanges */
-	COUNT_FINISHED,	    /* exchanges that got an answer */
-	COUNT_TIMED_OUT,    /* exchanges that got none in time; kept by user space */
-	COUNT_REPLACED,	    /* open exchanges whose five-tuple was used anew */
-	COUNT_PENDING_FULL, /* requests that found no room in a pending table */
-	COUNT_TOO_FAST,	    /* successes under min_duration */
-	COUNT_SAMPLED_OUT,  /* successes left out by sampling */
-	COUNT_RING_FULL,    /* finished exchanges that found no room in the ring */
+	COUNT_REQUESTS,	      /* new exchanges */
+	COUNT_FINISHED,	      /* exchanges that got an answer */
+	COUNT_TIMED_OUT,      /* exchanges that got none in time; kept by user space */
+	COUNT_REPLACED,	      /* open exchanges whose five-tuple was used anew */
+	COUNT_PENDING_FULL,   /* requests that found no room in a pending table */
+	COUNT_TOO_FAST,	      /* successes under min_duration */
+	COUNT_SAMPLED_OUT,    /* successes left out by sampling */
+	COUNT_RING_FULL,      /* finished exchanges that found no room in the ring */
 	COUNT_HISTOGRAM_FULL, /* finished exchanges that found no histogram */
-	COUNT_REPEATS,	    /* request packets sent again */
-	COUNT_LOSS_TOLD,    /* how much of ring_full has been reported; kept by user space */
+	COUNT_REPEATS,	      /* request packets sent again */
+	COUNT_LOSS_TOLD,      /* how much of ring_full has been reported; kept by user space */
 
 	/* Packets that end here. */
-	COUNT_ASLEEP,	   /* no daemon has renewed the lease */
-	COUNT_FILTERED,	   /* requests that the filter leaves out */
-	COUNT_UNMATCHED,   /* answers to no open request */
-	COUNT_WRONG_ACK,   /* SYN/ACK or RST that does not acknowledge our SYN */
-	COUNT_LATE,	   /* answers after the timeout was reported */
-	COUNT_FLOW,	   /* further datagrams of a UDP flow */
-	COUNT_NOT_IP,	   /* ARP, LLDP and the like */
-	COUNT_PROTOCOL,	   /* IP protocols that are not measured */
-	COUNT_ICMP_OTHER,  /* ICMP messages that are not echo */
-	COUNT_FRAGMENT,	   /* IP fragments but the first */
-	COUNT_TRUNCATED,   /* headers cut short */
-	COUNT_MALFORMED,   /* headers that contradict themselves */
-	COUNT_EXTENSIONS,  /* more VLAN tags or IPv6 extension headers than are followed */
-	COUNT_MULTICAST,   /* to or from a group */
-	COUNT_DNS_OTHER,   /* on a DNS port, but neither query nor answer */
+	COUNT_ASLEEP,	  /* no daemon has renewed the lease */
+	COUNT_FILTERED,	  /* requests that the filter leaves out */
+	COUNT_UNMATCHED,  /* answers to no open request */
+	COUNT_WRONG_ACK,  /* SYN/ACK or RST that does not acknowledge our SYN */
+	COUNT_LATE,	  /* answers after the timeout was reported */
+	COUNT_FLOW,	  /* further datagrams of a UDP flow */
+	COUNT_NOT_IP,	  /* ARP, LLDP and the like */
+	COUNT_PROTOCOL,	  /* IP protocols that are not measured */
+	COUNT_ICMP_OTHER, /* ICMP messages that are not echo */
+	COUNT_FRAGMENT,	  /* IP fragments but the first */
+	COUNT_TRUNCATED,  /* headers cut short */
+	COUNT_MALFORMED,  /* headers that contradict themselves */
+	COUNT_EXTENSIONS, /* more VLAN tags or IPv6 extension headers than are followed */
+	COUNT_MULTICAST,  /* to or from a group */
+	COUNT_DNS_OTHER,  /* on a DNS port, but neither query nor answer */
 
 	COUNTERS_MAX,
 };

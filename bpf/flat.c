@@ -28,12 +28,19 @@ const struct flat_dns_record *const type_record = 0;
 const enum flat_counter *const type_counter = 0;
 
 /*
- * The handlers are global functions: the verifier checks each one once, by
- * itself, and not again for every path that leads through the parser. They
- * return nothing of use; a global function must return an int.
+ * opaque returns its argument. The verifier checks a global function by itself
+ * and knows nothing of what it returns, so that with offsets that went through
+ * here it need not check a handler anew for every path through the parser. The
+ * handlers are not global: to let one have the skb takes BTF in the kernel.
  */
-__noinline int observe_tcp(struct __sk_buff *skb, __u32 network, __u32 transport, __u32 length,
-			   __u32 traits)
+__noinline __u32 opaque(__u32 value)
+{
+	asm volatile("" : "+r"(value)); /* or clang knows better */
+	return value;
+}
+
+static __noinline int observe_tcp(struct __sk_buff *skb, __u32 network, __u32 transport,
+				  __u32 length, __u32 traits)
 {
 	struct half half, *h = &half;
 	struct flat_pending *found;
@@ -99,7 +106,7 @@ static __always_inline bool is_dns_port(const struct flat_options *s, __be16 por
 /* RFC 1035, 4.1.1; flags as octets. */
 struct dns_header {
 	__be16 id;
-	__u8 flags;  /* QR is the top bit */
+	__u8 flags; /* QR is the top bit */
 	__u8 rcode; /* in the lower half */
 	__be16 questions;
 	__be16 answers;
@@ -193,8 +200,8 @@ static __always_inline void observe_flow(struct half *h, const struct udp_header
 	remember(h, &request, found, found && h->now - found->last_ns < udp_idle(h));
 }
 
-__noinline int observe_udp(struct __sk_buff *skb, __u32 network, __u32 transport, __u32 length,
-			   __u32 traits)
+static __noinline int observe_udp(struct __sk_buff *skb, __u32 network, __u32 transport,
+				  __u32 length, __u32 traits)
 {
 	struct half half, *h = &half;
 	struct udp_header udp;
@@ -219,8 +226,8 @@ __noinline int observe_udp(struct __sk_buff *skb, __u32 network, __u32 transport
 #define ICMPV6_ECHO_REQUEST 128
 #define ICMPV6_ECHO_REPLY 129
 
-__noinline int observe_icmp(struct __sk_buff *skb, __u32 network, __u32 transport, __u32 length,
-			    __u32 traits)
+static __noinline int observe_icmp(struct __sk_buff *skb, __u32 network, __u32 transport,
+				   __u32 length, __u32 traits)
 {
 	struct half half, *h = &half;
 	struct flat_pending *found;
@@ -285,9 +292,15 @@ static __always_inline int observe(struct __sk_buff *skb, enum direction directi
 	}
 	if (parsed == PARSED_SKIP)
 		return NEXT;
-	if (parsed < 0)
+	if (parsed < 0) {
 		count(-parsed);
-	else if (p.protocol == IPPROTO_TCP)
+		return NEXT;
+	}
+	p.network = opaque(p.network);
+	p.transport = opaque(p.transport);
+	p.length = opaque(p.length);
+	p.traits = opaque(p.traits);
+	if (p.protocol == IPPROTO_TCP)
 		observe_tcp(skb, p.network, p.transport, p.length, p.traits);
 	else if (p.protocol == IPPROTO_UDP)
 		observe_udp(skb, p.network, p.transport, p.length, p.traits);

@@ -36,7 +36,7 @@ struct flat_key {
 
 enum flat_state {
 	STATE_OPEN = 0,
-	STATE_ANSWERED = 1, /* a UDP flow, kept until it is idle */
+	STATE_ANSWERED = 1,  /* a UDP flow, kept until it is idle */
 	STATE_TIMED_OUT = 2, /* reported; kept to recognise its retransmits */
 };
 
@@ -50,11 +50,11 @@ struct flat_pending {
 	__u32 isn;	/* TCP: sequence number of the SYN */
 	__u32 payload;	/* TCP: bytes in the SYN (RFC 7413) */
 	__u32 repeats;
-	__u32 ifindex;	/* where the request was seen */
+	__u32 ifindex; /* where the request was seen */
 	__u16 vlan;
-	__u8 state;	/* enum flat_state */
+	__u8 state; /* enum flat_state */
 	__u8 ttl;
-	__u8 flags;	/* enum flat_record_flags */
+	__u8 flags; /* enum flat_record_flags */
 	__u8 reserved[3];
 };
 

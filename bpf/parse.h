@@ -138,6 +138,16 @@ static __always_inline int parse_ethernet(struct cursor *c, struct packet *p)
 	return protocol;
 }
 
+/*
+ * The octet that an IP header begins with: version, and for IPv4 the header's
+ * length in words. The bit-fields of struct iphdr are in the order of the host
+ * that compiles this.
+ */
+static __always_inline __u8 first_octet(const void *ip)
+{
+	return *(const __u8 *)ip;
+}
+
 static __always_inline int parse_ipv4(struct cursor *c, struct packet *p)
 {
 	struct iphdr *ip = c->pos;
@@ -145,8 +155,8 @@ static __always_inline int parse_ipv4(struct cursor *c, struct packet *p)
 
 	if ((void *)(ip + 1) > c->end)
 		return -COUNT_TRUNCATED;
-	header = ip->ihl * 4;
-	if (ip->version != 4 || header < sizeof(*ip))
+	header = (first_octet(ip) & 0xf) * 4;
+	if (first_octet(ip) >> 4 != 4 || header < sizeof(*ip))
 		return -COUNT_MALFORMED;
 	if (ip->frag_off & bpf_htons(0x1fff))
 		return -COUNT_FRAGMENT;
@@ -160,8 +170,8 @@ static __always_inline int parse_ipv4(struct cursor *c, struct packet *p)
 /* Every extension header that may precede the transport header starts like this. */
 struct extension {
 	__u8 next;
-	__u8 length;	   /* in 8 octets beyond the first 8; AH: in 4 octets, less 2 */
-	__be16 fragment;   /* fragment header: offset in the upper 13 bits */
+	__u8 length;	 /* in 8 octets beyond the first 8; AH: in 4 octets, less 2 */
+	__be16 fragment; /* fragment header: offset in the upper 13 bits */
 	__be32 rest;
 };
 
@@ -172,7 +182,7 @@ static __always_inline int parse_ipv6(struct cursor *c, struct packet *p)
 
 	if ((void *)(ip + 1) > c->end)
 		return -COUNT_TRUNCATED;
-	if (ip->version != 6)
+	if (first_octet(ip) >> 4 != 6)
 		return -COUNT_MALFORMED;
 	p->network = c->offset;
 	p->traits |= TRAIT_IPV6;

@@ -13,8 +13,8 @@
 #ifdef FLAT_TRACE
 #define trace(fmt, ...) bpf_printk("flat: " fmt, ##__VA_ARGS__)
 #else
-#define trace(fmt, ...)                                                                            \
-	do {                                                                                       \
+#define trace(fmt, ...) \
+	do {            \
 	} while (0)
 #endif
 
@@ -26,7 +26,7 @@ struct half {
 	__u64 now;
 	enum direction direction;
 	__u16 vlan;
-	__u8 ttl;   /* or hop limit */
+	__u8 ttl; /* or hop limit */
 	bool ipv6;
 	bool group; /* sent to a multicast or broadcast address */
 };
@@ -102,8 +102,7 @@ static __always_inline bool set_addresses(struct half *h, __u32 network)
 }
 
 /* take begins with a packet, unless the programs are to sleep. */
-static __always_inline bool take(struct half *h, struct __sk_buff *skb, __u32 network,
-				 __u32 traits)
+static __always_inline bool take(struct half *h, struct __sk_buff *skb, __u32 network, __u32 traits)
 {
 	__u32 zero = 0;
 

@@ -54,15 +54,15 @@ struct flat_record {
 	__be16 source_port;
 	__be16 destination_port;
 	__u32 ifindex;
-	__u32 id;	 /* DNS: transaction id; ICMP: identifier << 16 | sequence */
-	__u32 repeats;	 /* further request packets before the answer */
-	__u16 vlan;	 /* outermost VLAN id, 0 for none */
-	__u8 kind;	 /* enum flat_kind */
-	__u8 side;	 /* enum flat_side */
-	__u8 result;	 /* enum flat_result */
-	__u8 flags;	 /* enum flat_record_flags */
-	__u8 ttl;	 /* TTL or hop limit of the remote end's packet */
-	__u8 rcode;	 /* DNS response code (RFC 1035, 4.1.1) */
+	__u32 id;	       /* DNS: transaction id; ICMP: identifier << 16 | sequence */
+	__u32 repeats;	       /* further request packets before the answer */
+	__u16 vlan;	       /* outermost VLAN id, 0 for none */
+	__u8 kind;	       /* enum flat_kind */
+	__u8 side;	       /* enum flat_side */
+	__u8 result;	       /* enum flat_result */
+	__u8 flags;	       /* enum flat_record_flags */
+	__u8 ttl;	       /* TTL or hop limit of the remote end's packet */
+	__u8 rcode;	       /* DNS response code (RFC 1035, 4.1.1) */
 	__u16 question_length; /* bytes of question[] in use: KIND_DNS only */
 	__u16 reserved[3];
 };

@@ -7,5 +7,6 @@
 SEC("tc")
 int empty(struct __sk_buff *skb)
 {
+	(void)skb;
 	return TC_ACT_UNSPEC;
 }

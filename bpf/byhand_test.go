@@ -1,0 +1,147 @@
+package bpf
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/flatd/flatd/bpf/testbed"
+)
+
+// compile makes an object of a C file with the flags that gen.go gives, and
+// those in addition.
+func compile(t testing.TB, source string, flags ...string) (object string) {
+	t.Helper()
+	clang := testbed.Tool(t, "clang")
+	gen, err := os.ReadFile("gen.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, committed, found := strings.Cut(string(gen), " flat.c -- ")
+	if !found {
+		t.Fatal("gen.go has no flags behind `flat.c --`")
+	}
+	object = filepath.Join(t.TempDir(), strings.TrimSuffix(filepath.Base(source), ".c")+".o")
+	flags = append(flags, strings.Fields(committed)...)
+	testbed.Run(t, clang, append(flags, "-target", "bpf", "-c", source, "-o", object)...)
+	return object
+}
+
+// The README's ways without the daemon: $1 is the object, $2 and $3 are the
+// peer. `ip netns exec` gives each script a mount namespace, and with it a BPF
+// file system, of its own.
+const (
+	byTC = `
+mount -t bpf bpf /sys/fs/bpf
+tc qdisc add dev eth0 clsact
+tc filter add dev eth0 ingress bpf direct-action obj "$1" sec tc/ingress
+tc filter add dev eth0 egress bpf direct-action obj "$1" sec tc/egress
+ping -c 1 -W 5 "$2" >&2
+ping -c 1 -W 5 "$3" >&2
+bpftool -j map dump pinned /sys/fs/bpf/tc/globals/flat_counters
+`
+	byBpftool = `
+mount -t bpf bpf /sys/fs/bpf
+bpftool prog loadall "$1" /sys/fs/bpf/flat type classifier
+tc qdisc add dev eth0 clsact
+tc filter add dev eth0 ingress bpf direct-action pinned /sys/fs/bpf/flat/flat_ingress
+tc filter add dev eth0 egress bpf direct-action pinned /sys/fs/bpf/flat/flat_egress
+ping -c 1 -W 5 "$2" >&2
+ping -c 1 -W 5 "$3" >&2
+bpftool -j map dump pinned /sys/fs/bpf/flat_counters
+`
+)
+
+// byHand runs a script at one end of a veth and returns the counters it dumps.
+func byHand(t *testing.T, script, object string) (sums Counters) {
+	t.Helper()
+	for _, tool := range []string{"tc", "bpftool", "ping"} {
+		testbed.Tool(t, tool)
+	}
+	client, peer := testbed.Pair(t)
+	var log strings.Builder
+	command := client.Command("sh", "-ec", script, "sh", object, peer.V4, peer.V6)
+	command.Stderr = &log
+	out, err := command.Output()
+	if err != nil {
+		t.Fatalf("%v\n%s%s", err, log.String(), out)
+	}
+	var dump []struct {
+		Formatted struct {
+			Key    int
+			Values []struct{ Value uint64 }
+		}
+	}
+	if err := json.Unmarshal(out, &dump); err != nil {
+		t.Fatalf("%v in\n%s", err, out)
+	}
+	for _, entry := range dump {
+		for _, cpu := range entry.Formatted.Values {
+			sums[entry.Formatted.Key] += cpu.Value
+		}
+	}
+	return sums
+}
+
+func TestLoadsByHand(t *testing.T) {
+	testbed.Root(t)
+	plain, traced := compile(t, "flat.c"), compile(t, "flat.c", "-DFLAT_TRACE")
+	for _, c := range []struct{ name, script, object string }{
+		{"tc", byTC, plain},
+		{"tc, traced", byTC, traced},
+		{"bpftool", byBpftool, plain},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			sums := byHand(t, c.script, c.object)
+			if sums[Requests] != 2 || sums[Finished] != 2 {
+				t.Errorf("requests %d, finished %d, want 2 and 2", sums[Requests], sums[Finished])
+			}
+		})
+	}
+}
+
+// Tracing is for all of the machine: others may write lines among ours, but
+// no other test loads a traced build.
+func TestTraceSaysWhatHappens(t *testing.T) {
+	testbed.Root(t)
+	object := compile(t, "flat.c", "-DFLAT_TRACE")
+	dir := t.TempDir()
+	if err := unix.Mount("tracefs", dir, "tracefs", 0, ""); err != nil {
+		testbed.Missing(t, "mount tracefs: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Errorf("unmount %s: %v", dir, err)
+		}
+	})
+	pipe, err := os.OpenFile(filepath.Join(dir, "trace_pipe"), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		testbed.Missing(t, "open the trace: %v", err)
+	}
+	defer pipe.Close()
+	if err := pipe.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+
+	byHand(t, byTC, object)
+	awaited := []string{"flat: request kind 4 side 1", "flat: answer kind 4 result 2"}
+	lines := bufio.NewScanner(pipe)
+	for len(awaited) > 0 && lines.Scan() {
+		if strings.Contains(lines.Text(), awaited[0]) {
+			awaited = awaited[1:]
+		}
+	}
+	if err := lines.Err(); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatal(err)
+	}
+	if len(awaited) > 0 {
+		t.Errorf("the trace does not say %q", awaited)
+	}
+}
