@@ -57,6 +57,7 @@ var directions = []direction{ingress, egress}
 type attacher struct {
 	mode     Mode
 	links    string // the directory of pinned tcx links
+	clsact   clsact
 	programs *kernelPrograms
 
 	mu       sync.Mutex
@@ -101,7 +102,7 @@ func (s *State) Attach(iface Interface) (changed bool, err error) {
 	}
 	// The other way may be left from an earlier configuration.
 	if mode == TCX {
-		err = detachClsact(iface.Index)
+		err = a.clsact.detach(iface.Index)
 	} else {
 		err = a.detachTCX(iface.Index)
 	}
@@ -120,7 +121,7 @@ func (a *attacher) dropHalf(index int, mode Mode) error {
 	attached := 0
 	for _, d := range directions {
 		if mode == Clsact {
-			if f, err := findFilter(index, d); err == nil && f != nil {
+			if f, err := a.clsact.find(index, d); err == nil && f != nil {
 				attached++
 			}
 		} else if _, err := os.Stat(a.linkPath(index, d)); err == nil {
@@ -136,7 +137,7 @@ func (a *attacher) dropHalf(index int, mode Mode) error {
 	}
 	a.mu.Unlock()
 	if mode == Clsact {
-		return detachClsact(index)
+		return a.clsact.detach(index)
 	}
 	return a.detachTCX(index)
 }
@@ -147,10 +148,17 @@ func (s *State) Detach(index int) error {
 	a.mu.Lock()
 	delete(a.attached, index)
 	a.mu.Unlock()
-	if err := errors.Join(a.detachTCX(index), detachClsact(index)); err != nil {
+	if err := errors.Join(a.detachTCX(index), a.clsact.detach(index)); err != nil {
 		return fmt.Errorf("detach interface %d: %w", index, err)
 	}
 	return nil
+}
+
+// Mode is how the interface is attached, "" if it is not.
+func (s *State) Mode(index int) Mode {
+	s.attacher.mu.Lock()
+	defer s.attacher.mu.Unlock()
+	return s.attacher.attached[index].Mode
 }
 
 // Attachments lists the measured interfaces by index.
@@ -180,7 +188,7 @@ func (s *State) Leftovers() ([]int, error) {
 			indexes[index] = true
 		}
 	}
-	filtered, err := clsactInterfaces()
+	filtered, err := s.attacher.clsact.interfaces()
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,8 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"path/filepath"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -13,9 +15,18 @@ import (
 // never ours: whoever made it, others may use it by now.
 const (
 	clsactPriority = 10
-	clsactHandle   = 0xf1a7
 	clsactPrefix   = "flatd_" // name: flatd_ingress, flatd_egress
 )
+
+// clsact knows the filters of one pin path. Daemons with pin paths of their own
+// have handles of their own.
+type clsact struct{ handle uint32 }
+
+func clsactOf(pinPath string) clsact {
+	hash := fnv.New32a()
+	hash.Write([]byte(filepath.Clean(pinPath)))
+	return clsact{handle: 0xf1a70000 | hash.Sum32()&0xffff}
+}
 
 func clsactParent(d direction) uint32 {
 	if d == ingress {
@@ -37,7 +48,7 @@ func (a *attacher) attachClsact(iface Interface) (changed bool, err error) {
 	}
 	for _, d := range directions {
 		program := a.program(iface, d)
-		current, err := findFilter(iface.Index, d)
+		current, err := a.clsact.find(iface.Index, d)
 		if err != nil {
 			return changed, err
 		}
@@ -49,7 +60,7 @@ func (a *attacher) attachClsact(iface Interface) (changed bool, err error) {
 				LinkIndex: iface.Index,
 				Parent:    clsactParent(d),
 				Priority:  clsactPriority,
-				Handle:    clsactHandle,
+				Handle:    a.clsact.handle,
 				Protocol:  unix.ETH_P_ALL,
 			},
 			Fd:           program.FD(),
@@ -66,7 +77,7 @@ func (a *attacher) attachClsact(iface Interface) (changed bool, err error) {
 
 // findFilter returns our filter, nil if there is none, or an error if somebody
 // else's stands in its place.
-func findFilter(index int, d direction) (*netlink.BpfFilter, error) {
+func (c clsact) find(index int, d direction) (*netlink.BpfFilter, error) {
 	link := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: index}}
 	filters, err := netlink.FilterList(link, clsactParent(d))
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) {
@@ -81,11 +92,11 @@ func findFilter(index int, d direction) (*netlink.BpfFilter, error) {
 			continue
 		}
 		bpf, ok := f.(*netlink.BpfFilter)
-		if ok && attrs.Handle == clsactHandle && bpf.Name == clsactPrefix+string(d) {
+		if ok && attrs.Handle == c.handle && bpf.Name == clsactPrefix+string(d) {
 			return bpf, nil
 		}
 		// Filters of one priority share kind and protocol, but not the handle.
-		if !ok || attrs.Protocol != unix.ETH_P_ALL || attrs.Handle == clsactHandle {
+		if !ok || attrs.Protocol != unix.ETH_P_ALL || attrs.Handle == c.handle {
 			return nil, fmt.Errorf("a foreign %s filter (%s, handle %#x) is in the way at our priority %d; see `tc filter show`", d, f.Type(), attrs.Handle, clsactPriority)
 		}
 	}
@@ -93,10 +104,10 @@ func findFilter(index int, d direction) (*netlink.BpfFilter, error) {
 }
 
 // detachClsact removes our filters and nothing else.
-func detachClsact(index int) error {
+func (c clsact) detach(index int) error {
 	var errs []error
 	for _, d := range directions {
-		filter, err := findFilter(index, d)
+		filter, err := c.find(index, d)
 		if err != nil || filter == nil {
 			continue // not ours
 		}
@@ -108,7 +119,7 @@ func detachClsact(index int) error {
 }
 
 // clsactInterfaces lists the interfaces that carry a filter of ours.
-func clsactInterfaces() ([]int, error) {
+func (c clsact) interfaces() ([]int, error) {
 	links, err := netlink.LinkList()
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
@@ -117,7 +128,7 @@ func clsactInterfaces() ([]int, error) {
 	for _, l := range links {
 		index := l.Attrs().Index
 		for _, d := range directions {
-			if f, err := findFilter(index, d); err == nil && f != nil {
+			if f, err := c.find(index, d); err == nil && f != nil {
 				indexes = append(indexes, index)
 				break
 			}

@@ -443,8 +443,8 @@ func TestAFilterInOurPlaceIsNotReplaced(t *testing.T) {
 		d    direction
 		add  func(v *veth)
 	}{
-		{"handle, ingress", ingress, func(v *veth) { v.foreign("ingress", "prio", prio, "handle", fmt.Sprint(clsactHandle)) }},
-		{"handle, egress", egress, func(v *veth) { v.foreign("egress", "prio", prio, "handle", fmt.Sprint(clsactHandle)) }},
+		{"handle, ingress", ingress, func(v *veth) { v.foreign("ingress", "prio", prio, "handle", fmt.Sprint(v.attacher.clsact.handle)) }},
+		{"handle, egress", egress, func(v *veth) { v.foreign("egress", "prio", prio, "handle", fmt.Sprint(v.attacher.clsact.handle)) }},
 		{"kind", egress, func(v *veth) {
 			testbed.Run(v.t, "tc", "-n", v.client.Name, "filter", "add", "dev", "eth0", "egress", "prio", prio, "u32", "match", "u32", "0", "0")
 		}},
@@ -481,7 +481,7 @@ func TestAModeThatFailsLeavesTheOtherAtWork(t *testing.T) {
 	v := newVeth(t, TCX)
 	v.attach()
 	v.clsact()
-	v.foreign("egress", "prio", fmt.Sprint(clsactPriority), "handle", fmt.Sprint(clsactHandle))
+	v.foreign("egress", "prio", fmt.Sprint(clsactPriority), "handle", fmt.Sprint(v.attacher.clsact.handle))
 	v.SetMode(Clsact)
 	if _, err := v.tryAttach(); err == nil {
 		t.Fatal("attached in the place of somebody else's filter")

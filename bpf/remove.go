@@ -24,10 +24,11 @@ func Remove(pinPath string) (removed []string, err error) {
 		return nil, lockErr
 	}
 
-	indexes, err := clsactInterfaces()
+	filters := clsactOf(pinPath)
+	indexes, err := filters.interfaces()
 	errs := []error{err}
 	for _, index := range indexes {
-		if err := detachClsact(index); err != nil {
+		if err := filters.detach(index); err != nil {
 			errs = append(errs, err)
 			continue
 		}

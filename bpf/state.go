@@ -94,7 +94,7 @@ func open(pinPath string, mode Mode, spec *ebpf.CollectionSpec) (s *State, err e
 	if err = s.loadOptions(); err != nil {
 		return s, err
 	}
-	s.attacher = attacher{mode: mode, links: filepath.Join(s.dir, "links"), programs: &s.programs}
+	s.attacher = attacher{mode: mode, links: filepath.Join(s.dir, "links"), clsact: clsactOf(pinPath), programs: &s.programs}
 	return s, nil
 }
 

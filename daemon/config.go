@@ -34,6 +34,7 @@ type Config struct {
 
 	Measure Measure
 	Filter  Filter
+	Summary Summary
 	Outputs Outputs
 }
 
@@ -61,6 +62,12 @@ type Filter struct {
 
 // PortRange is the ports from First to Last, both included.
 type PortRange struct{ First, Last uint16 }
+
+// Summary says how often flatd sums up, and how much of it.
+type Summary struct {
+	Interval     time.Duration // 0: never
+	Destinations int           // at most so many busy ones and so many bad ones
+}
 
 // Outputs says where events go.
 type Outputs struct {
@@ -120,7 +127,8 @@ func Defaults() Config {
 			DNSNames:    "on",
 			Match:       "interface",
 		},
-		Filter: Filter{Sample: 1},
+		Filter:  Filter{Sample: 1},
+		Summary: Summary{Interval: time.Minute, Destinations: 20},
 		Outputs: Outputs{
 			Journald: Journald{
 				Enabled:            true,

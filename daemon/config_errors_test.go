@@ -21,9 +21,9 @@ func TestProblems(t *testing.T) {
 		{"outputs.queue = 300", `f:1: outputs.queue: unknown key; it belongs to [outputs.journald] or [outputs.nats] or [outputs.stdout]`},
 		{"outputs.nats.enabled = true", `f:1: outputs.nats.enabled: unknown key: this output is on when url is set`},
 		{"[outputs.stdout]\n\nbanana = 1", `f:3: outputs.stdout.banana: unknown key: [outputs.stdout] has enabled, format, queue`},
-		{"banana = 1", `f:1: banana: unknown key: want one of interfaces, exclude, attach, pin_path, keep_for, socket, measure, filter, outputs`},
-		{"\n[a.b]\nc = 1", `f:2: a: unknown table: want one of interfaces, exclude, attach, pin_path, keep_for, socket, measure, filter, outputs`},
-		{`"measure.timeout" = "1s"`, `f:1: "measure.timeout": unknown key: want one of interfaces, exclude, attach, pin_path, keep_for, socket, measure, filter, outputs`},
+		{"banana = 1", `f:1: banana: unknown key: want one of interfaces, exclude, attach, pin_path, keep_for, socket, measure, filter, summary, outputs`},
+		{"\n[a.b]\nc = 1", `f:2: a: unknown table: want one of interfaces, exclude, attach, pin_path, keep_for, socket, measure, filter, summary, outputs`},
+		{`"measure.timeout" = "1s"`, `f:1: "measure.timeout": unknown key: want one of interfaces, exclude, attach, pin_path, keep_for, socket, measure, filter, summary, outputs`},
 		{"\n[[mesure]]", `f:2: mesure: unknown table; did you mean "measure"?`},
 
 		// Values of another type.
@@ -54,6 +54,8 @@ func TestProblems(t *testing.T) {
 		{"keep_for = \"5s\"", `f:1: keep_for: "5s" is out of range: want 10s to 720h, or "0s"`},
 		{"filter.sample = 0", `f:1: filter.sample: 0 is out of range: want 1 to 1000000000`},
 		{"filter.sample = 4294967297", `f:1: filter.sample: 4294967297 is out of range: want 1 to 1000000000`},
+		{"summary.interval = \"5s\"", `f:1: summary.interval: "5s" is out of range: want 10s to 1h, or "0s"`},
+		{"summary.destinations = 201", `f:1: summary.destinations: 201 is out of range: want 0 to 200`},
 		{"outputs.nats.queue = 255", `f:1: outputs.nats.queue: 255 is out of range: want 256 to 1048576`},
 		{"outputs.nats.queue = -1", `f:1: outputs.nats.queue: -1 is out of range: want 256 to 1048576`},
 		{"measure.dns_ports = [0]", `f:1: measure.dns_ports: 0 is not a port: want 1 to 65535`},

@@ -28,6 +28,10 @@ const interfacesMax = 256
 // keepForMax is thirty days: who wants longer wants 0.
 const keepForMax = 720 * time.Hour
 
+// summaryDestinationsMax bounds what one interval adds to the journal: with as
+// many bad destinations as busy ones, half a megabyte.
+const summaryDestinationsMax = 200
+
 // journalRateMax bounds the journal's budgets, in events and events a second.
 const journalRateMax = 1_000_000
 
@@ -50,6 +54,10 @@ func keysOf(c *Config) []configKey {
 		},
 		measureKeys(&c.Measure),
 		filterKeys(&c.Filter),
+		[]configKey{
+			{"summary.interval", durationOrZero(&c.Summary.Interval, 10*time.Second, time.Hour)},
+			{"summary.destinations", integer(&c.Summary.Destinations, 0, summaryDestinationsMax)},
+		},
 		journaldKeys(&c.Outputs.Journald),
 		natsKeys(&c.Outputs.NATS),
 		[]configKey{

@@ -20,6 +20,7 @@ func (c Config) table() map[string]any {
 		"socket":     c.Socket,
 		"measure":    c.Measure.table(),
 		"filter":     c.Filter.table(),
+		"summary":    c.Summary.table(),
 		"outputs": map[string]any{
 			"journald": c.Outputs.Journald.table(),
 			"nats":     c.Outputs.NATS.table(),
@@ -49,6 +50,10 @@ func (f Filter) table() map[string]any {
 		"min_duration": humanDuration(f.MinDuration),
 		"sample":       f.Sample,
 	}
+}
+
+func (s Summary) table() map[string]any {
+	return map[string]any{"interval": humanDuration(s.Interval), "destinations": s.Destinations}
 }
 
 func (j Journald) table() map[string]any {

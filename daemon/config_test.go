@@ -80,6 +80,7 @@ func TestParseEverything(t *testing.T) {
 			MinDuration: time.Millisecond,
 			Sample:      1_000_000_000,
 		},
+		Summary: Summary{Interval: 0, Destinations: 3},
 		Outputs: Outputs{
 			Journald: Journald{Profile: "notable", SuccessesPerSecond: 1, SuccessesBurst: 2,
 				FailuresPerSecond: 3, FailuresBurst: 4, Queue: 256},

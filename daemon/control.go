@@ -20,6 +20,7 @@ import (
 //
 //	GET  /v1/status      how flatd is (Status)
 //	GET  /v1/events      recent events, JSON lines; ?follow=true goes on, see parseQuery
+//	GET  /v1/summary     the events of the latest summary, a JSON array; ?format=text a sentence each
 //	GET  /v1/interfaces  what is measured, and what is not and why
 //	GET  /v1/config      the configuration in force; ?format=toml as in the file
 //	POST /v1/reload      read the configuration again; root only
@@ -32,6 +33,7 @@ func (d *Daemon) controlRoutes() http.Handler {
 		answer(w, status, err)
 	})
 	mux.HandleFunc("GET /v1/events", d.serveEvents)
+	mux.HandleFunc("GET /v1/summary", d.serveSummary)
 	mux.HandleFunc("GET /v1/interfaces", func(w http.ResponseWriter, _ *http.Request) { answer(w, d.interfaces(), nil) })
 	mux.HandleFunc("GET /v1/config", d.serveConfig)
 	mux.Handle("POST /v1/reload", rootOnly(http.HandlerFunc(d.serveReload)))
@@ -128,6 +130,34 @@ func (d *Daemon) serveHealth(w http.ResponseWriter, _ *http.Request) {
 		return
 	}
 	answer(w, map[string]string{"health": "ok"}, nil)
+}
+
+// serveSummary writes what the latest interval that is over came to.
+func (d *Daemon) serveSummary(w http.ResponseWriter, r *http.Request) {
+	events := d.pipeline.summary.finished()
+	var text []byte
+	if r.URL.Query().Get("format") == "text" {
+		for i := range events {
+			text = append(flows.AppendText(text, &events[i]), '\n')
+		}
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	} else {
+		text = d.appendArray(text, events)
+		w.Header().Set("Content-Type", "application/json")
+	}
+	_, _ = w.Write(text) // the client has gone
+}
+
+// appendArray appends events as a JSON array, a line each.
+func (d *Daemon) appendArray(dst []byte, events []flows.Event) []byte {
+	dst = append(dst, '[')
+	for i := range events {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = d.host.AppendJSON(append(dst, '\n'), &events[i])
+	}
+	return append(dst, "\n]\n"...)
 }
 
 // serveEvents writes events as JSON lines.

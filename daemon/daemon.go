@@ -105,6 +105,11 @@ func (d *Daemon) run(ctx context.Context) error {
 	d.pipeline = newPipeline(d.state, reader, d.fanout, d.recent, d.config, d.log)
 	d.links = newLinks(d.state, d.pipeline, d.config, d.log)
 
+	// What waits in the ring is read at once, and is to have names.
+	if devices, err := listDevices(); err == nil {
+		d.links.learnNames(devices)
+	}
+
 	tasks, tasksCtx := errgroup.WithContext(ctx)
 	run := func(name string, task func(context.Context) error) {
 		tasks.Go(func() error {
@@ -204,6 +209,9 @@ func (d *Daemon) Reload() error {
 	}
 	if err := d.pipeline.configure(config); err != nil {
 		return fmt.Errorf("apply the configuration: %w", err)
+	}
+	if err := d.pipeline.renewLease(config.KeepFor); err != nil {
+		return err
 	}
 	d.fanout.Replace(queues)
 	d.mu.Lock()

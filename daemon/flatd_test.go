@@ -53,6 +53,7 @@ type event struct {
 		Retransmits int    `json:"retransmits"`
 		Replayed    bool   `json:"replayed"`
 		Lost        uint64 `json:"lost"`
+		Summary     summed `json:"summary"`
 	} `json:"flatd"`
 	Message string `json:"message"`
 }

@@ -279,7 +279,7 @@ func TestReload(t *testing.T) {
 // TestNATSSubscribersSeeTheSame has a subscriber compare with standard output.
 func TestNATSSubscribersSeeTheSame(t *testing.T) {
 	client, server := testbed.Pair(t)
-	s := newSetup(t, client, testbed.Build(t, "flatd", "natsserver"), "measure.timeout = \"1s\"\n[outputs.nats]\nurl = \"nats://127.0.0.1:4222\"\n")
+	s := newSetup(t, client, testbed.Build(t, "flatd", "natsserver"), "measure.timeout = \"1s\"\nsummary.interval = \"0s\"\n[outputs.nats]\nurl = \"nats://127.0.0.1:4222\"\n")
 	s.args = []string{"--nats-server", "127.0.0.1:4222"}
 	p := s.start(t)
 	conn, err := nats.Connect("nats://127.0.0.1:4222", nats.SetCustomDialer(inside{client}))

@@ -29,10 +29,9 @@ type links struct {
 	beat    atomic.Int64       // unix seconds of the last reconciliation
 	failing atomic.Pointer[map[string]string]
 
-	names  map[int]string // also of interfaces that have gone
-	missed []string       // names from the configuration that no interface has
-	bare   bool           // nothing to measure
-	first  bool           // the first reconciliation, which attaches much
+	names map[int]string // also of interfaces that have gone
+	bare  bool           // nothing to measure
+	first bool           // the first reconciliation, which attaches much
 
 	noRoute bool // "auto" finds nothing
 }
@@ -162,7 +161,12 @@ func (l *links) reconcile() error {
 	l.state.SetMode(bpf.Mode(config.Attach))
 	wanted := wish(devices, config.Interfaces, config.Exclude)
 	l.detachOthers(wanted)
-	l.attach(wanted)
+	failing := make(map[string]string)
+	l.attach(wanted, failing)
+	for _, name := range absent(devices, config.Interfaces) {
+		l.fail(failing, name, "there is no such interface yet")
+	}
+	l.failing.Store(&failing)
 	l.tellWish(config, devices, wanted)
 	l.beat.Store(time.Now().Unix())
 	if l.first {
@@ -217,11 +221,10 @@ func (l *links) detachOthers(wanted []device) {
 	}
 }
 
-func (l *links) attach(wanted []device) {
-	failing := make(map[string]string)
-	attached := make(map[int]bool)
+func (l *links) attach(wanted []device, failing map[string]string) {
+	before := make(map[int]bpf.Mode)
 	for _, a := range l.state.Attachments() {
-		attached[a.Index] = true
+		before[a.Index] = a.Mode
 	}
 	for _, d := range wanted {
 		if d.Unsupported != "" {
@@ -234,34 +237,28 @@ func (l *links) attach(wanted []device) {
 			continue
 		}
 		switch iface := (flows.Interface{Index: d.Index, Name: d.Name}); {
-		case !attached[d.Index]:
+		case before[d.Index] == "":
 			l.log.Info("measuring", "interface", d.Name, "index", d.Index, "adopted", !changed)
 			l.pipeline.status(flows.ActionAttach, iface, "measuring "+d.Name)
+		case changed && l.state.Mode(d.Index) != before[d.Index]:
+			l.log.Info("attached the other way", "interface", d.Name, "attach", l.state.Mode(d.Index))
 		case changed:
 			l.log.Warn("the programs had been removed by somebody else, put them back", "interface", d.Name)
 			l.pipeline.status(flows.ActionAttach, iface, "measuring "+d.Name+" again: somebody had removed the programs")
 		}
 	}
-	l.failing.Store(&failing)
 }
 
 // fail notes why an interface is not measured, and says so when it is news.
 func (l *links) fail(failing map[string]string, name, reason string) {
 	failing[name] = reason
 	if (*l.failing.Load())[name] != reason {
-		l.log.Warn("interface is not measured, trying again every 30 s", "interface", name, "reason", reason)
+		l.log.Warn("interface is not measured, waiting for a change and trying again every 30 s", "interface", name, "reason", reason)
 	}
 }
 
 // tellWish says once what the configuration names in vain.
 func (l *links) tellWish(config *Config, devices, wanted []device) {
-	missed := absent(devices, config.Interfaces)
-	for _, name := range missed {
-		if !slices.Contains(l.missed, name) {
-			l.log.Warn("no such interface yet, waiting for it", "interface", name)
-		}
-	}
-	l.missed = missed
 	noRoute := slices.Contains(config.Interfaces, "auto") && !slices.ContainsFunc(devices, func(d device) bool { return d.Default })
 	if noRoute && !l.noRoute {
 		l.log.Warn("no default route yet, so \"auto\" names no interface; waiting for one")

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -18,6 +19,7 @@ import (
 //	reader.Next       the kernel's record, still in the ring
 //	flows.Decode      bytes -> event, or a counted error
 //	enrich            wall clock, interface name, slow, replayed
+//	summary.add       counted, for the end of the interval
 //	fanout.Publish    to one bounded queue per output; never blocks
 //	commit            the ring moves on past what every output has disposed of
 //
@@ -32,6 +34,8 @@ type pipeline struct {
 	log    *slog.Logger
 	pool   outputs.Pool
 	began  uint64 // boot time at the start; what ended before is a replay
+
+	summary *summarizer
 
 	names atomic.Pointer[map[int]string] // of interfaces, by index
 
@@ -64,7 +68,7 @@ const (
 func newPipeline(state *bpf.State, reader *bpf.Reader, fanout *outputs.Fanout, recent *recent, c Config, log *slog.Logger) *pipeline {
 	p := &pipeline{
 		state: state, reader: reader, fanout: fanout, recent: recent,
-		clock: flows.NewClock(), log: log, began: bpf.BootTime(),
+		clock: flows.NewClock(), log: log, began: bpf.BootTime(), summary: newSummarizer(c.Summary),
 	}
 	p.measure.Store(&c.Measure)
 	p.names.Store(&map[int]string{})
@@ -77,7 +81,13 @@ func (p *pipeline) run(ctx context.Context) error {
 	defer stop()
 	nextSweep := time.Now()
 	for ctx.Err() == nil {
-		p.beat.Store(time.Now().Unix())
+		now := time.Now()
+		p.beat.Store(now.Unix())
+		if p.summary.due(now) {
+			if err := p.tellSummary(now); err != nil {
+				return err
+			}
+		}
 		if p.readAll() > 0 {
 			time.Sleep(gatherTime)
 			p.readAll()
@@ -126,6 +136,7 @@ func (p *pipeline) readAll() (n int) {
 func (p *pipeline) publish(item *outputs.Item) {
 	p.enrich(&item.Event)
 	p.recent.add(&item.Event)
+	p.summary.add(&item.Event)
 	p.fanout.Publish(item)
 }
 
@@ -194,6 +205,29 @@ func (p *pipeline) tellLoss() error {
 	return p.state.TellLoss(lost)
 }
 
+// tellSummary reports what the interval that has ended came to.
+func (p *pipeline) tellSummary(now time.Time) error {
+	counters, err := p.state.Counters()
+	if err != nil {
+		return err
+	}
+	a := accounts{tooFast: counters[bpf.TooFast], sampledOut: counters[bpf.SampledOut], ringFull: counters[bpf.RingFull]}
+	for _, s := range p.fanout.Stats() {
+		a.withheld += s.Withheld
+		a.dropped += s.Dropped + s.Failed
+	}
+	end := bpf.BootTime()
+	events := p.summary.finish(now, a)
+	for i := range events {
+		events[i].End, events[i].Time = end, p.clock.Wall(end)
+	}
+	p.summary.latest.Store(&events)
+	for i := range events {
+		p.emit(events[i])
+	}
+	return nil
+}
+
 // status reports an event in flatd's own life, of an interface or of none.
 func (p *pipeline) status(action flows.Action, iface flows.Interface, message string) {
 	p.emit(p.statusEvent(&flows.Status{Action: action, Message: message}, iface))
@@ -217,13 +251,23 @@ func (p *pipeline) emit(e flows.Event) {
 	p.fanout.Publish(item)
 }
 
-// drain reads what is in the ring, waits until the outputs have it or ctx
-// ends, and lets the ring move on. The pipeline must not be running.
+// drain reads what is in the ring, and waits until the outputs have it or ctx
+// ends; for an output that is down it waits only a little. What has not been
+// delivered by then is dropped here, but stays in the ring for the next start,
+// which other outputs then see again with the same event.id. The pipeline must
+// not be running.
 func (p *pipeline) drain(ctx context.Context) error {
 	p.readAll()
-	err := p.fanout.Drain(ctx)
-	p.reader.Commit()
-	return err
+	err := p.tellSummary(time.Now())
+	patient, impatient := context.WithTimeout(ctx, time.Second)
+	defer impatient()
+	for ctx.Err() == nil && p.fanout.Busy() && (patient.Err() == nil || !p.fanout.Down()) {
+		time.Sleep(pollEvery)
+	}
+	p.commit()
+	now, cancel := context.WithTimeout(ctx, pollEvery)
+	defer cancel()
+	return errors.Join(err, p.fanout.Drain(now))
 }
 
 func (p *pipeline) configure(c Config) error {
@@ -233,6 +277,7 @@ func (p *pipeline) configure(c Config) error {
 		return err
 	}
 	p.measure.Store(&c.Measure)
+	p.summary.configure(c.Summary)
 	return nil
 }
 

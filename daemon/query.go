@@ -49,7 +49,7 @@ func parseQuery(values url.Values) (query, error) {
 		case "color":
 			q.color, err = strconv.ParseBool(texts[0])
 		case "kind":
-			q.kinds, err = oneOf(words, "tcp", "dns", "udp", "icmp", "status")
+			q.kinds, err = oneOf(words, "tcp", "dns", "udp", "icmp", "status", "summary")
 		case "side":
 			q.sides, err = oneOf(words, "client", "server")
 		case "result":

@@ -15,13 +15,14 @@ import (
 type Kind uint8
 
 // The kinds of event. KindStatus is flatd's own: it started, attached to an
-// interface, lost something.
+// interface, lost something. KindSummary is what an interval came to.
 const (
-	KindTCP    Kind = 1
-	KindDNS    Kind = 2
-	KindUDP    Kind = 3
-	KindICMP   Kind = 4
-	KindStatus Kind = 255
+	KindTCP     Kind = 1
+	KindDNS     Kind = 2
+	KindUDP     Kind = 3
+	KindICMP    Kind = 4
+	KindSummary Kind = 254
+	KindStatus  Kind = 255
 )
 
 // Side says whether this host asked or was asked. The values are those of
@@ -47,8 +48,8 @@ const (
 	ResultTimeout     Result = 4 // no answer within the limit; found by user space
 )
 
-// Event is one finished exchange, or a status of flatd itself. A zero field is
-// unknown or does not apply, and is left out of every form.
+// Event is one finished exchange, a status of flatd itself, or a summary. A
+// zero field is unknown or does not apply, and is left out of every form.
 type Event struct {
 	Kind   Kind
 	Side   Side
@@ -96,8 +97,9 @@ type Event struct {
 	// time, equal in every daemon that sees it.
 	Request uint64
 
-	// Status is set for KindStatus alone.
-	Status *Status
+	// Status is set for KindStatus alone, Summary for KindSummary.
+	Status  *Status
+	Summary *Summary
 }
 
 // Interface is a network interface as it was when the event happened.
@@ -140,6 +142,9 @@ const (
 	ActionConfig Action = "config"
 )
 
+// Exchange reports whether the event is an exchange, and not flatd's own.
+func (e *Event) Exchange() bool { return e.Kind != KindStatus && e.Kind != KindSummary }
+
 // Failed reports whether the exchange did not end as the initiator hoped.
 func (e *Event) Failed() bool {
 	switch e.Result {
@@ -148,5 +153,5 @@ func (e *Event) Failed() bool {
 	case ResultAnswered:
 		return e.Kind == KindDNS && e.DNS.RCode != 0
 	}
-	return e.Kind != KindStatus
+	return e.Exchange()
 }

@@ -1,6 +1,7 @@
 package flows
 
 import (
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -45,10 +46,12 @@ const (
 // Presence says which events have a field.
 type Presence string
 
-// The presences. What is in every exchange is in no status event.
+// The presences. What is in every exchange is in no status event; a summary may
+// have its destination.
 const (
 	PresenceAlways   Presence = "always"
 	PresenceExchange Presence = "every exchange"
+	PresenceSummary  Presence = "every summary"
 	PresenceKnown    Presence = "if known"
 )
 
@@ -71,7 +74,7 @@ func (f Field) Journal() string { return f.journal }
 
 // fields is filled once, so that no event pays for the names.
 var fields = func() []Field {
-	table := slices.Concat(baseFields, networkFields, placeFields, dnsFields, flatdFields)
+	table := slices.Concat(baseFields, networkFields, placeFields, dnsFields, flatdFields, summaryFields)
 	for i := range table {
 		f := &table[i]
 		names := strings.Split(f.Path, ".")
@@ -97,25 +100,26 @@ var baseFields = []Field{
 	{Path: "ecs.version", Type: TypeKeyword, Presence: PresenceAlways, Values: []string{ecsVersion},
 		Doc:   "Version of the Elastic Common Schema that the names follow.",
 		value: constant(ecsVersion)},
-	{Path: "event.id", Type: TypeKeyword, Presence: PresenceAlways, Pattern: `^[0-9a-f]{8}-([0-9]+|[ts][0-9a-f]{16})$`,
+	{Path: "event.id", Type: TypeKeyword, Presence: PresenceAlways, Pattern: `^[0-9a-f]{8}-([0-9]+|[tsm][0-9a-f]{16})$`,
 		Doc:   "Unique, and the same whenever the event is reported again: boot id and sequence number; for a timeout a hash of its request.",
 		value: func(dst []byte, h *Host, e *Event) []byte { return h.AppendID(dst, e) }},
-	{Path: "event.kind", Type: TypeKeyword, Presence: PresenceAlways, Values: []string{"event"},
-		Doc:   "What ECS calls it.",
-		value: constant("event")},
+	{Path: "event.kind", Type: TypeKeyword, Presence: PresenceAlways, Values: []string{"event", "metric"},
+		Doc:   "What ECS calls it: `metric` for a summary.",
+		value: text((*Event).ecsKind)},
 	{Path: "event.category", Type: TypeList, Presence: PresenceAlways, Values: []string{"network", "process", "configuration"},
 		Doc:  "ECS category; `network` for every exchange.",
 		list: (*Event).categories},
 	{Path: "event.type", Type: TypeList, Presence: PresenceAlways, Values: []string{"connection", "start", "denied", "info", "protocol", "end", "change"},
 		Doc:  "ECS types within the category.",
 		list: (*Event).types},
-	{Path: "event.dataset", Type: TypeKeyword, Presence: PresenceAlways, Values: []string{"flatd.tcp", "flatd.dns", "flatd.udp", "flatd.icmp", "flatd.status"},
-		Doc:   "Kind of exchange, or `flatd.status` for an event in flatd's own life.",
+	{Path: "event.dataset", Type: TypeKeyword, Presence: PresenceAlways, Values: []string{"flatd.tcp", "flatd.dns", "flatd.udp", "flatd.icmp", "flatd.status", "flatd.summary"},
+		Doc:   "Kind of exchange, `flatd.status` for an event in flatd's own life, or `flatd.summary` for what an interval came to.",
 		value: text((*Event).Dataset)},
 	{Path: "event.action", Type: TypeKeyword, Presence: PresenceAlways,
-		Values: []string{"tcp-handshake", "dns-query", "udp-exchange", "icmp-echo", "start", "stop", "attach", "detach", "loss", "config"},
-		Doc:    "What was measured, or what flatd did.",
-		value:  text((*Event).action)},
+		Values: []string{"tcp-handshake", "dns-query", "udp-exchange", "icmp-echo", "start", "stop", "attach", "detach", "loss", "config",
+			"exchanges", "destination", "books"},
+		Doc:   "What was measured, what flatd did, or what a summary is of: all exchanges of a kind and side, those with one destination, or what was left out.",
+		value: text((*Event).action)},
 	{Path: "event.outcome", Type: TypeKeyword, Presence: PresenceExchange, Values: []string{"success", "failure"},
 		Doc:   "Whether the initiator got what it hoped for; flatd.result says how.",
 		value: exchange((*Event).outcome)},
@@ -143,7 +147,7 @@ var networkFields = []Field{
 	{Path: "network.community_id", Type: TypeKeyword, Presence: PresenceExchange, Pattern: `^1:[A-Za-z0-9+/]{27}=$`,
 		Doc: "Community ID version 1, seed 0, as Zeek, Suricata and Wireshark compute it.",
 		value: func(dst []byte, _ *Host, e *Event) []byte {
-			if e.Kind == KindStatus {
+			if !e.Exchange() {
 				return dst
 			}
 			return e.AppendCommunityID(dst)
@@ -153,13 +157,13 @@ var networkFields = []Field{
 		value: func(dst []byte, _ *Host, e *Event) []byte { return e.Source.Addr().AppendTo(dst) }},
 	{Path: "source.port", Type: TypeLong, Presence: PresenceKnown,
 		Doc:   "Port of the initiator. ICMP has none.",
-		value: port(func(e *Event) uint16 { return e.Source.Port() })},
+		value: port(func(e *Event) netip.AddrPort { return e.Source })},
 	{Path: "destination.ip", Type: TypeIP, Presence: PresenceExchange,
 		Doc:   "Address of the other end.",
 		value: func(dst []byte, _ *Host, e *Event) []byte { return e.Destination.Addr().AppendTo(dst) }},
 	{Path: "destination.port", Type: TypeLong, Presence: PresenceKnown,
 		Doc:   "Port of the other end. ICMP has none.",
-		value: port(func(e *Event) uint16 { return e.Destination.Port() })},
+		value: port(func(e *Event) netip.AddrPort { return e.Destination })},
 }
 
 var placeFields = []Field{
@@ -221,7 +225,7 @@ var flatdFields = []Field{
 	{Path: "flatd.retransmits", Type: TypeLong, Presence: PresenceExchange,
 		Doc: "Further request packets before the answer.",
 		value: func(dst []byte, _ *Host, e *Event) []byte {
-			if e.Kind == KindStatus {
+			if !e.Exchange() {
 				return dst
 			}
 			return strconv.AppendUint(dst, uint64(e.Retransmits), 10)
@@ -229,7 +233,7 @@ var flatdFields = []Field{
 	{Path: "flatd.ambiguous", Type: TypeBoolean, Presence: PresenceKnown,
 		Doc: "Whether it is unknown which of the request packets was answered. There is no flatd.rtt then.",
 		value: func(dst []byte, _ *Host, e *Event) []byte {
-			if e.Kind == KindStatus || e.Result == ResultTimeout {
+			if !e.Exchange() || e.Result == ResultTimeout {
 				return dst
 			}
 			return strconv.AppendBool(dst, e.Ambiguous)
@@ -240,7 +244,7 @@ var flatdFields = []Field{
 	{Path: "flatd.flow_hash", Type: TypeKeyword, Presence: PresenceExchange, Pattern: `^[0-9a-f]{16}$`,
 		Doc: "FNV-1a of the five-tuple, the same for both directions.",
 		value: func(dst []byte, _ *Host, e *Event) []byte {
-			if e.Kind == KindStatus {
+			if !e.Exchange() {
 				return dst
 			}
 			return appendHex(dst, e.FlowHash())
@@ -248,7 +252,7 @@ var flatdFields = []Field{
 	{Path: "flatd.replayed", Type: TypeBoolean, Presence: PresenceExchange,
 		Doc: "Whether it ended before this daemon started.",
 		value: func(dst []byte, _ *Host, e *Event) []byte {
-			if e.Kind == KindStatus {
+			if !e.Exchange() {
 				return dst
 			}
 			return strconv.AppendBool(dst, e.Replayed)
@@ -283,10 +287,10 @@ func text(of func(*Event) string) valueFunc {
 	return func(dst []byte, _ *Host, e *Event) []byte { return append(dst, of(e)...) }
 }
 
-// exchange is text that status events do not have.
+// exchange is text that only exchanges have.
 func exchange(of func(*Event) string) valueFunc {
 	return func(dst []byte, _ *Host, e *Event) []byte {
-		if e.Kind == KindStatus {
+		if !e.Exchange() {
 			return dst
 		}
 		return append(dst, of(e)...)
@@ -322,12 +326,13 @@ func nanoseconds(of func(*Event) (d time.Duration, known bool)) valueFunc {
 	}
 }
 
-func port(of func(*Event) uint16) valueFunc {
+func port(of func(*Event) netip.AddrPort) valueFunc {
 	return func(dst []byte, _ *Host, e *Event) []byte {
-		if e.Kind == KindStatus || e.Kind == KindICMP {
+		end := of(e)
+		if !end.IsValid() || e.exchangeKind() == KindICMP {
 			return dst
 		}
-		return strconv.AppendUint(dst, uint64(of(e)), 10)
+		return strconv.AppendUint(dst, uint64(end.Port()), 10)
 	}
 }
 

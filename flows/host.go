@@ -60,6 +60,8 @@ func (h *Host) AppendID(dst []byte, e *Event) []byte {
 	switch {
 	case e.Kind == KindStatus:
 		return appendHex(append(dst, 's'), e.End)
+	case e.Kind == KindSummary:
+		return appendHex(append(dst, 'm'), e.summaryID())
 	case e.Result == ResultTimeout:
 		return appendHex(append(dst, 't'), e.Request)
 	}

@@ -32,8 +32,8 @@ func (h *Host) AppendLine(dst []byte, e *Event, color bool) []byte {
 	dst = appendColumn(dst, e.label(), kindWidth)
 	dst = e.appendResultColumn(dst, color)
 	dst = e.appendDurationColumn(dst)
-	if e.Kind == KindStatus {
-		return appendStatus(append(dst, "  "...), e)
+	if !e.Exchange() {
+		return AppendText(append(dst, "  "...), e)
 	}
 
 	start := len(dst)
@@ -50,8 +50,11 @@ func (h *Host) AppendLine(dst []byte, e *Event, color bool) []byte {
 
 func (e *Event) appendResultColumn(dst []byte, color bool) []byte {
 	result := e.ResultName()
-	if e.Kind == KindStatus {
+	switch e.Kind {
+	case KindStatus:
 		result = e.action()
+	case KindSummary:
+		result = e.Kind.String()
 	}
 	if !color {
 		return appendColumn(dst, result, resultWidth)

@@ -21,12 +21,14 @@ var (
 	messageDetach     = Message{"c0a7d96f0cca4b0cb734b57ee4499272", "detach", "flatd no longer measures a network interface"}
 	messageLoss       = Message{"21cad1d2d92a43aaa206d9e0176d5517", "loss", "flatd has lost events"}
 	messageConfig     = Message{"a98fe71eddf6408788f53b21ba0e88b3", "config", "The configuration of flatd has changed"}
+	messageSummary    = Message{"d078dfc2c6894f26b5580b7f7bae3ebf", "summary", "What the network came to"}
 )
 
 // Messages are all types of journal entries that events are written as.
 var Messages = []Message{
 	messageSuccess, messageRefused, messageUnreach, messageTimeout, messageDNSFailure, messageSlow,
 	messageStart, messageStop, messageAttach, messageDetach, messageLoss, messageConfig,
+	messageSummary,
 }
 
 // MessageID returns the MESSAGE_ID of an event's journal entry, "" for an
@@ -36,6 +38,8 @@ func (e *Event) MessageID() string {
 	switch {
 	case e.Kind == KindStatus:
 		return e.statusMessageID()
+	case e.Kind == KindSummary:
+		return messageSummary.ID
 	case e.Result == ResultTimeout:
 		return messageTimeout.ID
 	case e.Result == ResultRefused:

@@ -32,6 +32,7 @@ func TestMessageID(t *testing.T) {
 		{"timeout", timeoutSample()},
 		{"refused", with(tcpSample(), func(e *Event) { e.Result = ResultRefused })},
 		{"refused", with(tcpSample(), func(e *Event) { e.Result, e.Slow = ResultRefused, true })},
+		{"summary", summarySample()},
 		{"dns-failure", with(dnsSample(), func(e *Event) { e.DNS.RCode = 3 })},
 	}
 	for _, action := range []Action{ActionStart, ActionStop, ActionAttach, ActionDetach, ActionLoss, ActionConfig} {

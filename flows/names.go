@@ -1,6 +1,6 @@
 package flows
 
-// String returns "tcp", "dns", "udp", "icmp" or "status".
+// String returns "tcp", "dns", "udp", "icmp", "status" or "summary".
 func (k Kind) String() string {
 	switch k {
 	case KindTCP:
@@ -13,6 +13,8 @@ func (k Kind) String() string {
 		return "icmp"
 	case KindStatus:
 		return "status"
+	case KindSummary:
+		return "summary"
 	}
 	return "unknown"
 }
@@ -61,6 +63,8 @@ func (e *Event) Dataset() string {
 		return "flatd.icmp"
 	case KindStatus:
 		return "flatd.status"
+	case KindSummary:
+		return "flatd.summary"
 	}
 	return "flatd.unknown"
 }
@@ -73,9 +77,12 @@ const (
 )
 
 // Priority returns the syslog level of an event. What flatd does as it is told
-// is Info; only a loss calls for a human.
+// is Info; only a loss calls for a human. So are summaries: what they sum up
+// has been told by its own level.
 func (e *Event) Priority() int {
 	switch {
+	case e.Kind == KindSummary:
+		return PriorityInfo
 	case e.Kind == KindStatus:
 		if e.Status != nil && e.Status.Action == ActionLoss {
 			return PriorityWarning
@@ -89,7 +96,23 @@ func (e *Event) Priority() int {
 	return PriorityInfo
 }
 
-// outcome is event.outcome, which status events do not have.
+// ecsKind is event.kind.
+func (e *Event) ecsKind() string {
+	if e.Kind == KindSummary {
+		return "metric"
+	}
+	return "event"
+}
+
+// exchangeKind is the kind of the exchange, or of those that are summed up.
+func (e *Event) exchangeKind() Kind {
+	if e.Summary != nil {
+		return e.Summary.Kind
+	}
+	return e.Kind
+}
+
+// outcome is event.outcome, which only exchanges have.
 func (e *Event) outcome() string {
 	if e.Failed() {
 		return "failure"
@@ -109,8 +132,11 @@ func (e *Event) action() string {
 	case KindICMP:
 		return "icmp-echo"
 	}
-	if e.Status != nil {
+	switch {
+	case e.Status != nil:
 		return string(e.Status.Action)
+	case e.Summary != nil:
+		return string(e.Summary.Scope)
 	}
 	return ""
 }
@@ -151,6 +177,8 @@ func (e *Event) types() []string {
 	switch {
 	case e.Kind == KindStatus:
 		return e.statusTypes()
+	case e.Kind == KindSummary:
+		return typeInfo
 	case e.Kind == KindDNS:
 		return typeProtocol
 	case e.Result == ResultEstablished:

@@ -14,6 +14,10 @@ func TestNames(t *testing.T) {
 		KindICMP:   {"icmp", "flatd.icmp", "icmp-echo", "icmp", ""},
 		KindStatus: {"status", "flatd.status", "loss", "", ""},
 	}
+	sum := summarySample()
+	if got := []string{sum.Kind.String(), sum.Dataset(), sum.action()}; !slices.Equal(got, []string{"summary", "flatd.summary", "exchanges"}) {
+		t.Errorf("a summary: got %q", got)
+	}
 	for kind, want := range tests {
 		e := icmpSample()
 		e.Kind, e.Status = kind, &Status{Action: ActionLoss}

@@ -98,6 +98,19 @@ func statusSample(action Action, message string, lost uint64) Event {
 	}
 }
 
+func summarySample() Event {
+	return Event{
+		Kind: KindSummary, Side: SideClient, Time: testTime, End: 0xbeef,
+		Summary: &Summary{Scope: ScopeExchanges, Interval: time.Minute, Kind: KindTCP,
+			Count: 1234, Failed: 4, Refused: 3, Timeouts: 1, Slow: 0, Retransmits: 5,
+			P50: 1_200_000, P90: 2_130_000, P99: 9_000_000, Max: 12_345_678},
+	}
+}
+
+func summaryOf(s Summary) Event {
+	return with(summarySample(), func(e *Event) { e.Summary = &s })
+}
+
 // with returns a copy that change has changed.
 func with(e Event, change func(*Event)) Event {
 	change(&e)
@@ -143,6 +156,25 @@ func samples() []sample {
 		{"stop", statusSample(ActionStop, "stopped after 12 events", 0)},
 		{"attach", with(statusSample(ActionAttach, "attached to eth0", 0), func(e *Event) { e.Interface = eth0 })},
 		{"detach", with(statusSample(ActionDetach, "detached from eth0", 0), func(e *Event) { e.Interface = eth0 })},
+		{"summary", summarySample()},
+		{"summary of a quiet kind, server side", with(summarySample(), func(e *Event) {
+			e.Side, e.Summary = SideServer, &Summary{Scope: ScopeExchanges, Interval: time.Minute, Kind: KindICMP, Count: 1}
+		})},
+		{"summary of a destination", with(summarySample(), func(e *Event) {
+			e.Destination = netip.MustParseAddrPort("[2001:db8::53]:53")
+			e.Summary = &Summary{Scope: ScopeDestination, Interval: 59_900_000_000, Kind: KindDNS, Count: 7, Failed: 6,
+				Refused: 1, Unreachable: 1, Timeouts: 1, NXDomain: 1, ServFail: 1, OtherFailures: 1, Slow: 2,
+				P50: 900_000, P90: time.Second, P99: time.Second, Max: 1_500_000_000}
+		})},
+		{"summary of a destination without ports", with(summarySample(), func(e *Event) {
+			e.Destination = netip.MustParseAddrPort("198.51.100.20:0")
+			e.Summary = &Summary{Scope: ScopeDestination, Interval: time.Minute, Kind: KindICMP, Count: 2, Failed: 2, Timeouts: 2}
+		})},
+		{"summary of what was left out", with(summarySample(), func(e *Event) {
+			e.Side = 0
+			e.Summary = &Summary{Scope: ScopeBooks, Interval: time.Minute,
+				Withheld: 1200, Dropped: 3, TooFast: 4, SampledOut: 5, RingFull: 6, Others: 7}
+		})},
 		{"loss", statusSample(ActionLoss, "17 events lost: the ring was full", 17)},
 		{"config hostile", statusSample(ActionConfig, "two\nlines \x1b]0;x\a \u202e \U000e0001 \xff", 0)},
 	}

@@ -18,12 +18,13 @@ func Schema() []byte {
 		{"$schema", "https://json-schema.org/draft/2020-12/schema"},
 		{"$id", schemaID},
 		{"title", fmt.Sprintf("flatd event, version %d", SchemaVersion)},
-		{"description", "One finished exchange, or a status of flatd itself. Absent means unknown."},
+		{"description", "One finished exchange, a status of flatd itself, or what an interval came to. Absent means unknown."},
 	}
 	schema = append(schema, root.schema()...)
-	schema = append(schema,
-		member{"if", statusOnly},
-		member{"else", root.required(PresenceExchange)})
+	schema = append(schema, member{"allOf", []object{
+		{{"if", datasetIn("flatd.status", "flatd.summary")}, {"else", root.required(PresenceExchange)}},
+		{{"if", datasetIn("flatd.summary")}, {"then", root.required(PresenceSummary)}},
+	}})
 
 	var out bytes.Buffer
 	_ = json.Indent(&out, schema.appendTo(nil), "", "  ") // of our own making
@@ -41,9 +42,11 @@ func MarkdownTable() []byte {
 	return out.Bytes()
 }
 
-// statusOnly holds for status events.
-var statusOnly = object{{"properties", object{{"event", object{{"properties",
-	object{{"dataset", object{{"const", "flatd.status"}}}}}}}}}}
+// datasetIn holds for the events of some datasets.
+func datasetIn(names ...string) object {
+	return object{{"properties", object{{"event", object{{"properties",
+		object{{"dataset", object{{"enum", names}}}}}}}}}}
+}
 
 // node is a field, or an object with fields in it.
 type node struct {
@@ -101,7 +104,10 @@ func (n *node) required(p Presence) object {
 			properties = append(properties, member{c.name, c.required(p)})
 		}
 	}
-	s := object{{"required", n.requiredNames(p)}}
+	s := object{}
+	if names := n.requiredNames(p); len(names) > 0 {
+		s = append(s, member{"required", names})
+	}
 	if len(properties) > 0 {
 		s = append(s, member{"properties", properties})
 	}

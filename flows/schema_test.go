@@ -56,7 +56,8 @@ func TestEventsValid(t *testing.T) {
 func TestSchemaRefuses(t *testing.T) {
 	schema := compileSchema(t)
 	e := tcpSample()
-	good := string(testHost.AppendJSON(nil, &e))
+	summary := summarySample()
+	exchange, sum := string(testHost.AppendJSON(nil, &e)), string(testHost.AppendJSON(nil, &summary))
 	for _, change := range [][2]string{
 		{`"@timestamp":"2026-11-22T13`, `"@timestamp":"2026-11-22 13`},
 		{`"duration":1234567`, `"duration":-1`},
@@ -69,7 +70,14 @@ func TestSchemaRefuses(t *testing.T) {
 		{`"result":"established",`, ``},
 		{`"id":"6f1c0d2e-107187"`, `"id":"107187"`},
 		{`"hostname":"web1",`, ``},
+		{`"interval":60000000000,`, ``},
+		{`"dataset":"flatd.summary"`, `"dataset":"flatd.tcp"`},
+		{`"p90":2130000`, `"p90":2.13`},
 	} {
+		good := exchange
+		if !strings.Contains(good, change[0]) {
+			good = sum
+		}
 		bad := strings.Replace(good, change[0], change[1], 1)
 		if bad == good {
 			t.Fatalf("no %s in %s", change[0], good)
@@ -95,12 +103,13 @@ func TestFieldsAndEventsAgree(t *testing.T) {
 			if !ok {
 				t.Errorf("%s: %s is not in the table", s.name, path)
 			}
-			if s.event.Kind == KindStatus && f.Presence == PresenceExchange {
+			if s.event.Kind == KindStatus && f.Presence == PresenceExchange || s.event.Kind != KindSummary && f.Presence == PresenceSummary {
 				t.Errorf("%s: has %s", s.name, path)
 			}
 		}
 		for _, f := range table {
-			must := f.Presence == PresenceAlways || f.Presence == PresenceExchange && s.event.Kind != KindStatus
+			must := f.Presence == PresenceAlways || f.Presence == PresenceExchange && s.event.Exchange() ||
+				f.Presence == PresenceSummary && s.event.Kind == KindSummary
 			if must && !slices.Contains(paths, f.Path) {
 				t.Errorf("%s: lacks %s", s.name, f.Path)
 			}

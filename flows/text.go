@@ -14,8 +14,11 @@ import (
 // It is one line of printable characters, whatever was on the wire. Within the
 // capacity of dst it allocates nothing.
 func AppendText(dst []byte, e *Event) []byte {
-	if e.Kind == KindStatus {
+	switch e.Kind {
+	case KindStatus:
 		return appendStatus(dst, e)
+	case KindSummary:
+		return appendSummary(dst, e)
 	}
 	dst = append(dst, e.label()...)
 	dst = e.appendEndpoints(append(dst, ' '))
@@ -28,6 +31,9 @@ func AppendText(dst []byte, e *Event) []byte {
 
 // label is how people call the kind of exchange.
 func (e *Event) label() string {
+	if e.Kind == KindSummary {
+		return e.summaryLabel()
+	}
 	if e.QUIC {
 		return "quic"
 	}
@@ -42,13 +48,13 @@ func appendStatus(dst []byte, e *Event) []byte {
 }
 
 func (e *Event) appendEndpoints(dst []byte) []byte {
-	dst = e.appendEndpoint(dst, e.Source)
+	dst = appendEnd(dst, e.Source, e.Kind)
 	dst = append(dst, " -> "...)
-	return e.appendEndpoint(dst, e.Destination)
+	return appendEnd(dst, e.Destination, e.Kind)
 }
 
-func (e *Event) appendEndpoint(dst []byte, end netip.AddrPort) []byte {
-	if e.Kind == KindICMP {
+func appendEnd(dst []byte, end netip.AddrPort, kind Kind) []byte {
+	if kind == KindICMP {
 		return end.Addr().AppendTo(dst)
 	}
 	return end.AppendTo(dst)

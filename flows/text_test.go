@@ -27,6 +27,18 @@ func TestText(t *testing.T) {
 		{with(tcpSample(), func(e *Event) { e.Side, e.Result, e.Duration = SideServer, ResultRefused, 0 }),
 			"tcp 192.0.2.10:43210 -> 198.51.100.20:443 refused (server side)"},
 		{statusSample(ActionStart, "measuring", 0), "measuring"},
+		{summarySample(), "tcp client: 1,234 exchanges in 60s, 3 refused, 1 timed out; p50 1.2 ms, p90 2.13 ms, p99 9 ms, max 12.3 ms; 5 retransmits"},
+		{summaryOf(Summary{Scope: ScopeExchanges, Interval: 59_960_000_000, Kind: KindUDP, Count: 1, Slow: 1, Retransmits: 1}),
+			"udp client: 1 exchange in 60s, 1 slow; 1 retransmit"},
+		{with(summaryOf(Summary{Scope: ScopeDestination, Interval: 10 * time.Second, Kind: KindDNS, Count: 4, NXDomain: 2, ServFail: 1, OtherFailures: 1}),
+			func(e *Event) { e.Destination = netip.MustParseAddrPort("[2001:db8::53]:53") }),
+			"dns to [2001:db8::53]:53: 4 exchanges in 10s, 2 nxdomain, 1 servfail, 1 failed otherwise"},
+		{with(summaryOf(Summary{Scope: ScopeDestination, Interval: time.Hour, Kind: KindICMP, Count: 9, Unreachable: 9}),
+			func(e *Event) { e.Destination = netip.MustParseAddrPort("192.0.2.1:0") }),
+			"icmp to 192.0.2.1: 9 exchanges in 3600s, 9 unreachable"},
+		{summaryOf(Summary{Scope: ScopeBooks, Interval: time.Minute, Withheld: 1_000_000, Dropped: 2, TooFast: 3, SampledOut: 4, RingFull: 5, Others: 6}),
+			"left out in 60s: 1,000,000 withheld by outputs, 2 lost by outputs, 3 too fast to report, 4 sampled out, 5 lost to a full ring, 6 to destinations beyond the table"},
+		{summaryOf(Summary{Scope: ScopeBooks, Interval: time.Minute}), "left out in 60s"},
 	}
 	for _, test := range tests {
 		if got := string(AppendText(nil, &test.event)); got != test.want {
@@ -73,6 +85,10 @@ func TestLine(t *testing.T) {
 		{timeoutSample(), "14:00:00.123  tcp     timeout         10 s  192.0.2.10:43210 -> 198.51.100.20:443           eth0 (3 retransmits)"},
 		{dnsSample(), "14:00:00.123  dns     noerror      12.3 ms  192.0.2.10:33333 -> 198.51.100.53:53            eth0  A example.com"},
 		{statusSample(ActionStart, "measuring", 0), "14:00:00.123  status  start                 measuring"},
+		{summaryOf(Summary{Scope: ScopeExchanges, Interval: time.Minute, Kind: KindTCP, Count: 2}),
+			"14:00:00.123  tcp     summary               tcp client: 2 exchanges in 60s"},
+		{summaryOf(Summary{Scope: ScopeBooks, Interval: time.Minute, Withheld: 2}),
+			"14:00:00.123  flatd   summary               left out in 60s: 2 withheld by outputs"},
 	}
 	for _, test := range tests {
 		if got := string(testHost.AppendLine(nil, &test.event, false)); got != test.want {
@@ -113,7 +129,7 @@ func TestLineColor(t *testing.T) {
 
 // An event that nobody has filled must not bring anything down.
 func TestZeroEvent(t *testing.T) {
-	for _, e := range []Event{{}, {Kind: KindStatus}, {Kind: KindTCP}, {Kind: KindICMP, Source: netip.AddrPort{}}} {
+	for _, e := range []Event{{}, {Kind: KindStatus}, {Kind: KindSummary}, {Kind: KindTCP}, {Kind: KindICMP, Source: netip.AddrPort{}}} {
 		parseJSON(t, testHost.AppendJSON(nil, &e))
 		checkJournal(t, testHost.AppendJournal(nil, &e))
 		checkPrintable(t, AppendText(nil, &e))

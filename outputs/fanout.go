@@ -146,6 +146,16 @@ func (f *Fanout) Progress() time.Time {
 	return oldest
 }
 
+// Busy reports whether some queue holds events.
+func (f *Fanout) Busy() bool {
+	return slices.ContainsFunc(f.Stats(), func(s Stats) bool { return s.Queued > 0 })
+}
+
+// Down reports whether every queue that holds events has an output that fails.
+func (f *Fanout) Down() bool {
+	return !slices.ContainsFunc(f.Stats(), func(s Stats) bool { return s.Queued > 0 && !s.Down })
+}
+
 // Drain ends every queue as Queue.Drain does, all of them within ctx.
 func (f *Fanout) Drain(ctx context.Context) error {
 	f.mu.Lock()

@@ -17,7 +17,7 @@ const JournalSocket = "/run/systemd/journal/socket"
 const (
 	ProfileBudget  = "budget"  // every event, within the token buckets
 	ProfileAll     = "all"     // every event
-	ProfileNotable = "notable" // failures, slow exchanges and status events
+	ProfileNotable = "notable" // failures, slow exchanges, status events and summaries
 )
 
 // JournalOptions configure a Journal. A zero field means the default.
@@ -100,7 +100,7 @@ var (
 // budgetOf is what the entry for e is paid from.
 func (j *Journal) budgetOf(e *flows.Event) *budget {
 	switch {
-	case e.Kind == flows.KindStatus || j.profile == ProfileAll:
+	case !e.Exchange() || j.profile == ProfileAll:
 		return unlimited
 	case j.profile == ProfileBudget && (e.Failed() || e.Slow):
 		return &j.failures

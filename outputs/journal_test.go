@@ -176,7 +176,7 @@ func TestJournalBudget(t *testing.T) {
 		}
 		write("a burst of successes", samples(1, 1000), 200)
 		write("a burst of failures", bad, 2000)
-		write("status", []*flows.Event{status("a"), status("b")}, 2)
+		write("status and summary", []*flows.Event{status("a"), summary()}, 2)
 		write("more of both", append(samples(1, 10), bad[:10]...), 0)
 		time.Sleep(time.Second)
 		write("successes after a second", samples(1, 100), 10)
@@ -202,10 +202,10 @@ func TestJournalBudgetIsGivenBack(t *testing.T) {
 func TestJournalProfiles(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "socket")
 	go discard(listener(t, path))
-	events := append(samples(1, 300), refused(301), slow(302), status("x"))
+	events := append(samples(1, 300), refused(301), slow(302), status("x"), summary())
 	for profile, want := range map[string]Tally{
-		ProfileAll:     {Delivered: 303},
-		ProfileNotable: {Delivered: 3, Withheld: 300},
+		ProfileAll:     {Delivered: 304},
+		ProfileNotable: {Delivered: 4, Withheld: 300},
 	} {
 		out := newTestJournal(t, JournalOptions{Socket: path, Profile: profile})
 		if tally, err := out.Write(t.Context(), events); err != nil || tally != want {

@@ -69,6 +69,7 @@ type NATS struct {
 	mu      sync.Mutex
 	conn    *nats.Conn // nil until the first dial is over
 	streams jetstream.JetStream
+	greeted bool // has waited for the first connection; for Write alone
 	dialing bool
 	closed  bool
 	lost    error // why there is no connection, as far as known
@@ -240,11 +241,32 @@ func (n *NATS) Name() string { return "nats" }
 // Ready delivers a value when a connection is made.
 func (n *NATS) Ready() <-chan struct{} { return n.ready }
 
+// greetTime is what the first connection has before its absence is a failure.
+const greetTime = 2 * time.Second
+
+// greet waits, once, for the first connection, and returns whether it came.
+func (n *NATS) greet(ctx context.Context) bool {
+	if n.greeted {
+		return false
+	}
+	n.greeted = true
+	select {
+	case <-n.ready:
+		return true
+	case <-time.After(greetTime):
+	case <-ctx.Done():
+	}
+	return false
+}
+
 // Write publishes the events and waits until the server has them: in core mode
 // for its answer to a ping behind them, in JetStream for the stream's
 // acknowledgement of each.
 func (n *NATS) Write(ctx context.Context, events []*flows.Event) (Tally, error) {
 	conn, err := n.connected()
+	if err != nil && n.greet(ctx) {
+		conn, err = n.connected()
+	}
 	if err != nil {
 		return Tally{}, fmt.Errorf("nats: %w", err)
 	}

@@ -50,6 +50,13 @@ func status(message string) *flows.Event {
 	}
 }
 
+func summary() *flows.Event {
+	return &flows.Event{
+		Kind: flows.KindSummary, Side: flows.SideClient, Time: time.Date(2026, 11, 22, 13, 0, 0, 0, time.UTC), End: 99,
+		Summary: &flows.Summary{Scope: flows.ScopeExchanges, Kind: flows.KindTCP, Interval: time.Minute, Count: 7},
+	}
+}
+
 // missing skips a test for want of something, except where all of it ought to
 // be there.
 func missing(t testing.TB, format string, args ...any) {

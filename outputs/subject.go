@@ -35,16 +35,19 @@ var subjectValues = map[string]func(*flows.Host, *flows.Event) string{
 	"interface": func(_ *flows.Host, e *flows.Event) string { return e.Interface.Name },
 }
 
-// subjectResult is the result, or for a status event what it is about.
+// subjectResult is the result, or for flatd's own events what they are about.
 func subjectResult(_ *flows.Host, e *flows.Event) string {
-	if e.Status != nil {
+	switch {
+	case e.Status != nil:
 		return string(e.Status.Action)
+	case e.Summary != nil:
+		return string(e.Summary.Scope)
 	}
 	return e.ResultName()
 }
 
 func subjectSide(_ *flows.Host, e *flows.Event) string {
-	if e.Kind == flows.KindStatus {
+	if e.Side == 0 {
 		return ""
 	}
 	return e.Side.String()

@@ -18,6 +18,8 @@ func TestSubject(t *testing.T) {
 		want     string
 	}{
 		{DefaultSubject, sample(1), "flatd.v1.web1_example_com.tcp.established"},
+		{DefaultSubject, summary(), "flatd.v1.web1_example_com.summary.exchanges"},
+		{"{side}", summary(), "client"},
 		{DefaultSubject, status("x"), "flatd.v1.web1_example_com.status.start"},
 		{"net.latency", sample(1), "net.latency"},
 		{"a.{interface}", odd, "a.eth0_7_____"},

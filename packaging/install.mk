@@ -33,8 +33,9 @@ install: $(BIN)/flatd $(BIN)/flatctl ## install below $(DESTDIR)$(PREFIX)
 
 uninstall: ## stop measuring and remove what install has put there, but the config
 	@# With DESTDIR it is a tree of files and nothing runs from it.
-	[ -n "$(DESTDIR)" ] || systemctl disable --now flatd.service flatd.socket flatd-metrics.socket
-	[ -n "$(DESTDIR)" ] || $(bindir)/flatctl detach
+	[ -n "$(DESTDIR)" ] || for unit in flatd.service flatd.socket flatd-metrics.socket; do \
+		! systemctl cat $$unit >/dev/null 2>&1 || systemctl disable --now $$unit || exit; done
+	[ -n "$(DESTDIR)" ] || [ ! -x $(bindir)/flatctl ] || $(bindir)/flatctl detach
 	rm -f $(addprefix $(DESTDIR)$(bindir)/,flatd flatctl)
 	rm -f $(addprefix $(DESTDIR)$(libdir)/,systemd/catalog/flatd.catalog sysusers.d/flatd.conf \
 		tmpfiles.d/flatd.conf $(addprefix systemd/system/,flatd.service flatd.socket \

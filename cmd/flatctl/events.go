@@ -14,7 +14,7 @@ import (
 
 // eventFilters are the flags that /v1/events knows as parameters.
 var eventFilters = []struct{ name, usage string }{
-	{"kind", "only this `kind`: tcp, dns, udp, icmp, status"},
+	{"kind", "only this `kind`: tcp, dns, udp, icmp, status, summary"},
 	{"side", "only where this host asked (client) or was asked (server)"},
 	{"result", "only this `result`: established, refused, timeout, answered, nxdomain …"},
 	{"peer", "only with this `address` or prefix at either end"},

@@ -147,6 +147,7 @@ func TestFlatctl(t *testing.T) {
 		{"events -n 1 -o json --kind status", 0, []string{`"dataset":"flatd.status"`}},
 		{"events -o yaml", 2, []string{"text or json"}},
 		{"events --port http", 1, []string{"not a port number"}},
+		{"summary -o yaml", 2, []string{"text or json"}},
 		{"interfaces", 0, []string{"eth0", "tcx"}},
 		{"config show", 0, []string{`interfaces = ["eth0"]`, "[measure]", "[outputs.nats]"}},
 		{"config check " + s.config, 0, []string{"good"}},
@@ -173,6 +174,7 @@ func TestFlatctl(t *testing.T) {
 		})
 	}
 
+	s.summarize()
 	s.stopFlatd()
 	for _, c := range []struct {
 		args   string
@@ -187,5 +189,37 @@ func TestFlatctl(t *testing.T) {
 		if out, status := s.run(strings.Fields(c.args)...); status != c.status || !strings.Contains(out, c.want) {
 			t.Errorf("%s without flatd: status %d, %s", c.args, status, out)
 		}
+	}
+}
+
+// summarize has an interval end, by choosing another, and looks at its summary.
+func (s *site) summarize() {
+	s.t.Helper()
+	f, err := os.OpenFile(s.config, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString("[summary]\ninterval = \"1h\"\n"); err != nil {
+		s.t.Fatal(err)
+	}
+	if out, status := s.run("reload"); status != 0 {
+		s.t.Fatal(out)
+	}
+	var out string
+	for status := 0; status == 0 && !strings.Contains(out, "tcp client: "); {
+		out, status = s.run("summary") // the reload does not wait for the interval's end
+	}
+	for _, want := range []string{"tcp client: ", "tcp to " + s.listener.Addr().String() + ": ", " in ", "p99 "} {
+		if !strings.Contains(out, want) {
+			s.t.Errorf("%q is not in the summary:\n%s", want, out)
+		}
+	}
+	out, _ = s.run("summary", "-o", "json")
+	var events []struct {
+		Flatd struct{ Summary struct{ Count int } }
+	}
+	if err := json.Unmarshal([]byte(out), &events); err != nil || len(events) == 0 || events[0].Flatd.Summary.Count == 0 {
+		s.t.Errorf("%v: %+v in %s", err, events, out)
 	}
 }

@@ -40,6 +40,7 @@ func command() *cobra.Command {
 		Example: `  flatctl status                       is it measuring, does it lose anything
   flatctl events -f                    what it sees, live
   flatctl events --result timeout      who never got an answer
+  flatctl summary                      what the last minute came to
   flatctl doctor                       what is missing on this host, and the remedy`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -62,6 +63,7 @@ func command() *cobra.Command {
 	root.AddCommand(
 		statusCommand(c),
 		eventsCommand(c),
+		summaryCommand(c),
 		interfacesCommand(c),
 		configCommand(c),
 		reloadCommand(c),

@@ -5,12 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
 
-	"github.com/coreos/go-systemd/v22/journal"
 	"github.com/spf13/cobra"
 
 	"github.com/flatd/flatd/daemon"
@@ -108,22 +106,4 @@ func run(ctx context.Context, config string) error {
 	}
 	defer stopServer()
 	return daemon.Run(ctx, daemon.Options{ConfigPath: config, Version: version, Log: logger(), Hangup: hangup})
-}
-
-// logger writes diagnostics to standard error: without the time where the
-// journal adds it, in full where the service manager asks for it.
-func logger() *slog.Logger {
-	options := &slog.HandlerOptions{Level: slog.LevelInfo}
-	if os.Getenv("DEBUG_INVOCATION") != "" {
-		options.Level = slog.LevelDebug
-	}
-	if under, err := journal.StderrIsJournalStream(); err == nil && under {
-		options.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
-			if len(groups) == 0 && a.Key == slog.TimeKey {
-				return slog.Attr{}
-			}
-			return a
-		}
-	}
-	return slog.New(slog.NewTextHandler(os.Stderr, options))
 }
