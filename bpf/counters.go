@@ -15,6 +15,7 @@ const (
 	Requests    = Counter(kernelFlatCounterCOUNT_REQUESTS)
 	Finished    = Counter(kernelFlatCounterCOUNT_FINISHED)
 	TimedOut    = Counter(kernelFlatCounterCOUNT_TIMED_OUT)
+	HalfOpen    = Counter(kernelFlatCounterCOUNT_HALF_OPEN)
 	Replaced    = Counter(kernelFlatCounterCOUNT_REPLACED)
 	PendingFull = Counter(kernelFlatCounterCOUNT_PENDING_FULL)
 	TooFast     = Counter(kernelFlatCounterCOUNT_TOO_FAST)
@@ -29,6 +30,7 @@ var counterNames = [countersMax]string{
 	kernelFlatCounterCOUNT_REQUESTS:       "requests",
 	kernelFlatCounterCOUNT_FINISHED:       "finished",
 	kernelFlatCounterCOUNT_TIMED_OUT:      "timed_out",
+	kernelFlatCounterCOUNT_HALF_OPEN:      "half_open",
 	kernelFlatCounterCOUNT_REPLACED:       "replaced",
 	kernelFlatCounterCOUNT_PENDING_FULL:   "pending_full",
 	kernelFlatCounterCOUNT_TOO_FAST:       "too_fast",
@@ -52,6 +54,8 @@ var counterNames = [countersMax]string{
 	kernelFlatCounterCOUNT_EXTENSIONS:     "extensions",
 	kernelFlatCounterCOUNT_MULTICAST:      "multicast",
 	kernelFlatCounterCOUNT_DNS_OTHER:      "dns_other",
+	kernelFlatCounterCOUNT_QUOTE:          "quote",
+	kernelFlatCounterCOUNT_AWAITING_FULL:  "awaiting_full",
 }
 
 // String is the counter's name in status, metrics and documents.

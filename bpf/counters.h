@@ -5,7 +5,7 @@
  * counters.go names them; a test compares the two lists.
  *
  * The books (each line holds at any moment, give or take packets in flight):
- *   requests = finished + timed_out + open now + replaced + pending_full
+ *   requests = finished + timed_out + half_open + open now + replaced + pending_full
  *   finished = too_fast + sampled_out + ring_full + records read
  */
 #pragma once
@@ -15,6 +15,7 @@ enum flat_counter {
 	COUNT_REQUESTS,	      /* new exchanges */
 	COUNT_FINISHED,	      /* exchanges that got an answer */
 	COUNT_TIMED_OUT,      /* exchanges that got none in time; kept by user space */
+	COUNT_HALF_OPEN,      /* TCP attempts from outside that were not completed; by user space */
 	COUNT_REPLACED,	      /* open exchanges whose five-tuple was used anew */
 	COUNT_PENDING_FULL,   /* requests that found no room in a pending table */
 	COUNT_TOO_FAST,	      /* successes under min_duration */
@@ -40,6 +41,8 @@ enum flat_counter {
 	COUNT_EXTENSIONS, /* more VLAN tags or IPv6 extension headers than are followed */
 	COUNT_MULTICAST,  /* to or from a group */
 	COUNT_DNS_OTHER,  /* on a DNS port, but neither query nor answer */
+	COUNT_QUOTE,	  /* ICMP errors whose quotation is not of an exchange that is followed */
+	COUNT_AWAITING_FULL, /* SYN/ACKs whose completing ACK cannot be looked out for */
 
 	COUNTERS_MAX,
 };

@@ -13,36 +13,45 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type kernelAwaited struct {
+	_              structs.HostLayout
+	Acknowledgment uint32
+	Since          uint32
+}
+
 type kernelFlatCounter uint32
 
 const (
 	kernelFlatCounterCOUNT_REQUESTS       kernelFlatCounter = 0
 	kernelFlatCounterCOUNT_FINISHED       kernelFlatCounter = 1
 	kernelFlatCounterCOUNT_TIMED_OUT      kernelFlatCounter = 2
-	kernelFlatCounterCOUNT_REPLACED       kernelFlatCounter = 3
-	kernelFlatCounterCOUNT_PENDING_FULL   kernelFlatCounter = 4
-	kernelFlatCounterCOUNT_TOO_FAST       kernelFlatCounter = 5
-	kernelFlatCounterCOUNT_SAMPLED_OUT    kernelFlatCounter = 6
-	kernelFlatCounterCOUNT_RING_FULL      kernelFlatCounter = 7
-	kernelFlatCounterCOUNT_HISTOGRAM_FULL kernelFlatCounter = 8
-	kernelFlatCounterCOUNT_REPEATS        kernelFlatCounter = 9
-	kernelFlatCounterCOUNT_LOSS_TOLD      kernelFlatCounter = 10
-	kernelFlatCounterCOUNT_ASLEEP         kernelFlatCounter = 11
-	kernelFlatCounterCOUNT_FILTERED       kernelFlatCounter = 12
-	kernelFlatCounterCOUNT_UNMATCHED      kernelFlatCounter = 13
-	kernelFlatCounterCOUNT_WRONG_ACK      kernelFlatCounter = 14
-	kernelFlatCounterCOUNT_LATE           kernelFlatCounter = 15
-	kernelFlatCounterCOUNT_FLOW           kernelFlatCounter = 16
-	kernelFlatCounterCOUNT_NOT_IP         kernelFlatCounter = 17
-	kernelFlatCounterCOUNT_PROTOCOL       kernelFlatCounter = 18
-	kernelFlatCounterCOUNT_ICMP_OTHER     kernelFlatCounter = 19
-	kernelFlatCounterCOUNT_FRAGMENT       kernelFlatCounter = 20
-	kernelFlatCounterCOUNT_TRUNCATED      kernelFlatCounter = 21
-	kernelFlatCounterCOUNT_MALFORMED      kernelFlatCounter = 22
-	kernelFlatCounterCOUNT_EXTENSIONS     kernelFlatCounter = 23
-	kernelFlatCounterCOUNT_MULTICAST      kernelFlatCounter = 24
-	kernelFlatCounterCOUNT_DNS_OTHER      kernelFlatCounter = 25
-	kernelFlatCounterCOUNTERS_MAX         kernelFlatCounter = 26
+	kernelFlatCounterCOUNT_HALF_OPEN      kernelFlatCounter = 3
+	kernelFlatCounterCOUNT_REPLACED       kernelFlatCounter = 4
+	kernelFlatCounterCOUNT_PENDING_FULL   kernelFlatCounter = 5
+	kernelFlatCounterCOUNT_TOO_FAST       kernelFlatCounter = 6
+	kernelFlatCounterCOUNT_SAMPLED_OUT    kernelFlatCounter = 7
+	kernelFlatCounterCOUNT_RING_FULL      kernelFlatCounter = 8
+	kernelFlatCounterCOUNT_HISTOGRAM_FULL kernelFlatCounter = 9
+	kernelFlatCounterCOUNT_REPEATS        kernelFlatCounter = 10
+	kernelFlatCounterCOUNT_LOSS_TOLD      kernelFlatCounter = 11
+	kernelFlatCounterCOUNT_ASLEEP         kernelFlatCounter = 12
+	kernelFlatCounterCOUNT_FILTERED       kernelFlatCounter = 13
+	kernelFlatCounterCOUNT_UNMATCHED      kernelFlatCounter = 14
+	kernelFlatCounterCOUNT_WRONG_ACK      kernelFlatCounter = 15
+	kernelFlatCounterCOUNT_LATE           kernelFlatCounter = 16
+	kernelFlatCounterCOUNT_FLOW           kernelFlatCounter = 17
+	kernelFlatCounterCOUNT_NOT_IP         kernelFlatCounter = 18
+	kernelFlatCounterCOUNT_PROTOCOL       kernelFlatCounter = 19
+	kernelFlatCounterCOUNT_ICMP_OTHER     kernelFlatCounter = 20
+	kernelFlatCounterCOUNT_FRAGMENT       kernelFlatCounter = 21
+	kernelFlatCounterCOUNT_TRUNCATED      kernelFlatCounter = 22
+	kernelFlatCounterCOUNT_MALFORMED      kernelFlatCounter = 23
+	kernelFlatCounterCOUNT_EXTENSIONS     kernelFlatCounter = 24
+	kernelFlatCounterCOUNT_MULTICAST      kernelFlatCounter = 25
+	kernelFlatCounterCOUNT_DNS_OTHER      kernelFlatCounter = 26
+	kernelFlatCounterCOUNT_QUOTE          kernelFlatCounter = 27
+	kernelFlatCounterCOUNT_AWAITING_FULL  kernelFlatCounter = 28
+	kernelFlatCounterCOUNTERS_MAX         kernelFlatCounter = 29
 )
 
 type kernelFlatDnsRecord struct {
@@ -123,27 +132,40 @@ type kernelFlatOptions struct {
 }
 
 type kernelFlatPending struct {
+	_          structs.HostLayout
+	FirstNs    uint64
+	LastNs     uint64
+	AnswerNs   uint64
+	Cgroup     uint64
+	Uid        uint32
+	Isn        uint32
+	Payload    uint32
+	FirstTsval uint32
+	LastTsval  uint32
+	Repeats    uint32
+	Ifindex    uint32
+	Vlan       uint16
+	State      uint8
+	Ttl        uint8
+	Flags      uint8
+	Reserved   [7]uint8
+}
+
+type kernelFlatQuestion struct {
 	_        structs.HostLayout
-	FirstNs  uint64
-	LastNs   uint64
-	Isn      uint32
-	Payload  uint32
-	Repeats  uint32
-	Ifindex  uint32
-	Vlan     uint16
-	State    uint8
-	Ttl      uint8
-	Flags    uint8
-	Reserved [3]uint8
+	Length   uint16
+	Question [262]uint8
 }
 
 type kernelFlatRecord struct {
-	_          structs.HostLayout
-	Sequence   uint64
-	EndNs      uint64
-	DurationNs uint64
-	RttNs      uint64
-	Source     struct {
+	_           structs.HostLayout
+	Sequence    uint64
+	EndNs       uint64
+	DurationNs  uint64
+	RttNs       uint64
+	ClientRttNs uint64
+	Cgroup      uint64
+	Source      struct {
 		_     structs.HostLayout
 		Bytes [16]uint8
 	}
@@ -156,6 +178,7 @@ type kernelFlatRecord struct {
 	Ifindex         uint32
 	Id              uint32
 	Repeats         uint32
+	Uid             uint32
 	Vlan            uint16
 	Kind            uint8
 	Side            uint8
@@ -163,8 +186,9 @@ type kernelFlatRecord struct {
 	Flags           uint8
 	Ttl             uint8
 	Rcode           uint8
+	IcmpType        uint8
+	IcmpCode        uint8
 	QuestionLength  uint16
-	Reserved        [3]uint16
 }
 
 // Names of all BPF objects in the ELF.
@@ -176,6 +200,7 @@ const (
 	kernelMapFlatHistograms = "flat_histograms"
 	kernelMapFlatNets       = "flat_nets"
 	kernelMapFlatOurs       = "flat_ours"
+	kernelMapFlatQuestions  = "flat_questions"
 	kernelMapFlatSequence   = "flat_sequence"
 	kernelMapFlatSettings   = "flat_settings"
 	kernelMapFlatTheirs     = "flat_theirs"
@@ -183,6 +208,7 @@ const (
 	kernelProgFlatEgressL3  = "flat_egress_l3"
 	kernelProgFlatIngress   = "flat_ingress"
 	kernelProgFlatIngressL3 = "flat_ingress_l3"
+	kernelVarFlatAwaiting   = "flat_awaiting"
 	kernelVarTypeCounter    = "type_counter"
 	kernelVarTypeRecord     = "type_record"
 )
@@ -244,6 +270,7 @@ type kernelMapSpecs struct {
 	FlatHistograms *ebpf.MapSpec `ebpf:"flat_histograms"`
 	FlatNets       *ebpf.MapSpec `ebpf:"flat_nets"`
 	FlatOurs       *ebpf.MapSpec `ebpf:"flat_ours"`
+	FlatQuestions  *ebpf.MapSpec `ebpf:"flat_questions"`
 	FlatSequence   *ebpf.MapSpec `ebpf:"flat_sequence"`
 	FlatSettings   *ebpf.MapSpec `ebpf:"flat_settings"`
 	FlatTheirs     *ebpf.MapSpec `ebpf:"flat_theirs"`
@@ -253,8 +280,9 @@ type kernelMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type kernelVariableSpecs struct {
-	TypeCounter *ebpf.VariableSpec `ebpf:"type_counter"`
-	TypeRecord  *ebpf.VariableSpec `ebpf:"type_record"`
+	FlatAwaiting *ebpf.VariableSpec `ebpf:"flat_awaiting"`
+	TypeCounter  *ebpf.VariableSpec `ebpf:"type_counter"`
+	TypeRecord   *ebpf.VariableSpec `ebpf:"type_record"`
 }
 
 // kernelObjects contains all objects after they have been loaded into the kernel.
@@ -282,6 +310,7 @@ type kernelMaps struct {
 	FlatHistograms *ebpf.Map `ebpf:"flat_histograms"`
 	FlatNets       *ebpf.Map `ebpf:"flat_nets"`
 	FlatOurs       *ebpf.Map `ebpf:"flat_ours"`
+	FlatQuestions  *ebpf.Map `ebpf:"flat_questions"`
 	FlatSequence   *ebpf.Map `ebpf:"flat_sequence"`
 	FlatSettings   *ebpf.Map `ebpf:"flat_settings"`
 	FlatTheirs     *ebpf.Map `ebpf:"flat_theirs"`
@@ -294,6 +323,7 @@ func (m *kernelMaps) Close() error {
 		m.FlatHistograms,
 		m.FlatNets,
 		m.FlatOurs,
+		m.FlatQuestions,
 		m.FlatSequence,
 		m.FlatSettings,
 		m.FlatTheirs,
@@ -304,8 +334,9 @@ func (m *kernelMaps) Close() error {
 //
 // It can be passed to loadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kernelVariables struct {
-	TypeCounter *ebpf.Variable `ebpf:"type_counter"`
-	TypeRecord  *ebpf.Variable `ebpf:"type_record"`
+	FlatAwaiting *ebpf.Variable `ebpf:"flat_awaiting"`
+	TypeCounter  *ebpf.Variable `ebpf:"type_counter"`
+	TypeRecord   *ebpf.Variable `ebpf:"type_record"`
 }
 
 // kernelPrograms contains all programs after they have been loaded into the kernel.

@@ -237,7 +237,7 @@ func TestHotPathCallsNothing(t *testing.T) {
 // of every call it makes.
 func withCallsMarked(t *testing.T, name string) (*ebpf.Program, *ebpf.Map) {
 	t.Helper()
-	spec, err := loadKernel()
+	spec, err := loadSpec()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -157,7 +157,7 @@ func TestRandomPacketsNeverAlteredNorMisread(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Whatever they were taken for, the books balance.
-	swept, err := k.Sweep(BootTime(), 1<<62, func(uint8, []byte, []byte) {})
+	swept, err := k.Sweep(BootTime(), 1<<62, func(uint8, []byte, []byte, []byte) {})
 	if err != nil {
 		t.Fatal(err)
 	}

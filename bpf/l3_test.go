@@ -67,9 +67,9 @@ func openTun(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// syn reads packets that the host sends until one is a SYN. It returns that
-// packet and what it says.
-func (n *tunnel) syn() (raw []byte, f flow, isn uint32) {
+// syn reads packets that the host sends until one is a SYN, or a SYN/ACK if ack
+// says so. It returns that packet and what it says.
+func (n *tunnel) syn(ack bool) (raw []byte, f flow, isn uint32) {
 	n.t.Helper()
 	if err := n.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		n.t.Fatal(err)
@@ -86,7 +86,7 @@ func (n *tunnel) syn() (raw []byte, f flow, isn uint32) {
 		}
 		packet := gopacket.NewPacket(buffer[:length], first, gopacket.Default)
 		tcp, ok := packet.TransportLayer().(*layers.TCP)
-		if !ok || !tcp.SYN || tcp.ACK {
+		if !ok || !tcp.SYN || tcp.ACK != ack {
 			continue
 		}
 		ends := packet.NetworkLayer().NetworkFlow()
@@ -162,12 +162,14 @@ func TestDevicesWithoutLinkHeader(t *testing.T) {
 						conn.Close()
 					}
 				})
-				raw, f, isn := n.syn()
+				raw, f, isn := n.syn(false)
 				n.send(f.back().synAck(t, isn+1)[etherHeader:])
 				n.check(k.await(), SideClient, f)
 
 				n.send(mirror(raw)) // the far end asks, the listener answers
+				_, _, sequence := n.syn(true)
 				f = flow{from: netip.AddrPortFrom(f.to.Addr(), f.from.Port()), to: netip.AddrPortFrom(f.from.Addr(), 443)}
+				n.send(f.tcp(t, func(h *layers.TCP) { h.ACK, h.Seq, h.Ack = true, isn+1, sequence+1 })[etherHeader:])
 				n.check(k.await(), SideServer, f)
 			}
 		})

@@ -17,6 +17,7 @@
 #define PENDING_MAX 65536
 #define RING_BYTES (4 << 20)
 #define NETS_MAX 2048
+#define QUESTIONS_MAX 4096
 #define HISTOGRAMS_MAX 512
 
 /*
@@ -37,7 +38,8 @@ struct flat_key {
 enum flat_state {
 	STATE_OPEN = 0,
 	STATE_ANSWERED = 1,  /* a UDP flow, kept until it is idle */
-	STATE_TIMED_OUT = 2, /* reported; kept to recognise its retransmits */
+	STATE_REPORTED = 2,  /* timed out or unreachable; kept to recognise its retransmits */
+	STATE_HALF_OPEN = 3, /* TCP from outside: SYN/ACK sent, the completing ACK is awaited */
 };
 
 /*
@@ -45,17 +47,28 @@ enum flat_state {
  * answer or the daemon's sweep that saw the timeout, never both.
  */
 struct flat_pending {
-	__u64 first_ns; /* first request packet */
-	__u64 last_ns;	/* latest request packet; for a UDP flow latest datagram */
-	__u32 isn;	/* TCP: sequence number of the SYN */
-	__u32 payload;	/* TCP: bytes in the SYN (RFC 7413) */
+	__u64 first_ns;	   /* first request packet */
+	__u64 last_ns;	   /* latest request packet; for a UDP flow latest datagram */
+	__u64 answer_ns;   /* STATE_HALF_OPEN: when the first SYN/ACK went out */
+	__u64 cgroup;	   /* of the local socket; 0: unknown */
+	__u32 uid;	   /* of its owner, if the cgroup is known */
+	__u32 isn;	   /* TCP: sequence number of the SYN */
+	__u32 payload;	   /* TCP: bytes in the SYN (RFC 7413) */
+	__u32 first_tsval; /* TCP timestamps (RFC 7323) of first and latest SYN; 0: none */
+	__u32 last_tsval;
 	__u32 repeats;
 	__u32 ifindex; /* where the request was seen */
 	__u16 vlan;
 	__u8 state; /* enum flat_state */
 	__u8 ttl;
 	__u8 flags; /* enum flat_record_flags */
-	__u8 reserved[3];
+	__u8 reserved[7];
+};
+
+/* The question of a DNS request, for one that is never answered. */
+struct flat_question {
+	__u16 length;
+	__u8 question[QUESTION_MAX + 3]; /* as on the wire */
 };
 
 struct flat_numbering {
@@ -81,6 +94,15 @@ struct {
 	__type(value, struct flat_pending);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } flat_theirs SEC(".maps");
+
+/* An LRU: of too many questions the oldest are forgotten, which costs a name and no more. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, QUESTIONS_MAX);
+	__type(key, struct flat_key);
+	__type(value, struct flat_question);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flat_questions SEC(".maps");
 
 /* Finished exchanges on their way to user space. */
 struct {

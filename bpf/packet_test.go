@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"encoding/binary"
 	"net"
 	"net/netip"
 	"testing"
@@ -76,6 +77,37 @@ func (f flow) syn(t testing.TB, isn uint32) []byte {
 
 func (f flow) synAck(t testing.TB, ack uint32) []byte {
 	return f.tcp(t, func(h *layers.TCP) { h.SYN = true; h.ACK = true; h.Seq = 7; h.Ack = ack })
+}
+
+// ack is the segment that completes a handshake: it takes what synAck sent.
+func (f flow) ack(t testing.TB, sequence uint32) []byte {
+	return f.tcp(t, func(h *layers.TCP) { h.ACK = true; h.Seq = sequence; h.Ack = 8 })
+}
+
+// stamped is a SYN, or with an ack a SYN/ACK, with TCP timestamps behind other
+// options.
+func (f flow) stamped(t testing.TB, sequence, ack, value, echo uint32) []byte {
+	return f.tcp(t, func(h *layers.TCP) {
+		h.SYN, h.ACK, h.Seq, h.Ack = true, ack != 0, sequence, ack
+		stamps := binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(nil, value), echo)
+		h.Options = []layers.TCPOption{
+			{OptionType: layers.TCPOptionKindMSS, OptionLength: 4, OptionData: []byte{5, 180}},
+			{OptionType: layers.TCPOptionKindNop, OptionLength: 1},
+			{OptionType: layers.TCPOptionKindWindowScale, OptionLength: 3, OptionData: []byte{7}},
+			{OptionType: layers.TCPOptionKindTimestamps, OptionLength: 10, OptionData: stamps},
+		}
+	})
+}
+
+// quote is an ICMP error about a frame, from a router to the frame's sender.
+func (f flow) quote(t testing.TB, kind, code uint8, frame []byte) []byte {
+	t.Helper()
+	quoted := gopacket.Payload(frame[14:])
+	if f.from.Addr().Is4() {
+		return f.frame(t, layers.IPProtocolICMPv4, &layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(kind, code)}, quoted)
+	}
+	return f.frame(t, layers.IPProtocolICMPv6, &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(kind, code)},
+		gopacket.Payload(make([]byte, 4)), quoted)
 }
 
 func (f flow) rst(t testing.TB, ack uint32) []byte {

@@ -14,6 +14,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "awaiting.h"
 #include "counters.h"
 
 #define VLAN_TAGS_MAX 2
@@ -46,6 +47,7 @@ struct packet {
 	__u32 transport; /* offset of the TCP, UDP or ICMP header, whose fixed part is there */
 	__u32 length;	 /* of transport header and payload, by the IP header */
 	__u32 traits;	 /* enum trait, and the outermost VLAN id in the upper half */
+	__u32 source;	 /* fold_addr() of the source address */
 	__u8 protocol;
 };
 
@@ -61,6 +63,7 @@ enum trait {
 enum parsed {
 	PARSED_SKIP = 0, /* an ordinary TCP segment: nothing to learn, nothing to count */
 	PARSED = 1,
+	PARSED_AWAITED = 2, /* an ACK that may complete a handshake from outside */
 };
 
 static __always_inline void advance(struct cursor *c, __u32 bytes)
@@ -148,6 +151,12 @@ static __always_inline __u8 first_octet(const void *ip)
 	return *(const __u8 *)ip;
 }
 
+/* fold_addr makes 32 bits of an address, IPv4 mapped into IPv6. */
+static __always_inline __u32 fold_addr(const __be32 *words)
+{
+	return words[0] ^ words[1] ^ words[2] ^ words[3];
+}
+
 static __always_inline int parse_ipv4(struct cursor *c, struct packet *p)
 {
 	struct iphdr *ip = c->pos;
@@ -163,6 +172,7 @@ static __always_inline int parse_ipv4(struct cursor *c, struct packet *p)
 	p->network = c->offset;
 	p->protocol = ip->protocol;
 	p->length = bpf_ntohs(ip->tot_len) - header;
+	p->source = ip->saddr ^ bpf_htonl(0xffff);
 	advance(c, header);
 	return PARSED;
 }
@@ -187,6 +197,7 @@ static __always_inline int parse_ipv6(struct cursor *c, struct packet *p)
 	p->network = c->offset;
 	p->traits |= TRAIT_IPV6;
 	p->protocol = ip->nexthdr;
+	p->source = fold_addr(ip->saddr.in6_u.u6_addr32);
 	length = bpf_ntohs(ip->payload_len);
 	advance(c, sizeof(*ip));
 
@@ -219,6 +230,19 @@ static __always_inline int parse_ipv6(struct cursor *c, struct packet *p)
 	return PARSED;
 }
 
+/* judge_tcp tells the few segments that matter from all others. */
+static __always_inline int judge_tcp(const struct tcp_header *tcp, const struct packet *p)
+{
+	if (tcp->flags & (TCP_SYN | TCP_RST))
+		return PARSED;
+	if (p->traits & TRAIT_EGRESS)
+		return PARSED_SKIP;
+	if (is_awaited(slot_hash(p->source, tcp->source, tcp->destination),
+		       bpf_ntohl(tcp->acknowledgment)))
+		return PARSED_AWAITED;
+	return PARSED_SKIP;
+}
+
 static __always_inline int parse(struct __sk_buff *skb, struct packet *p, enum link link)
 {
 	struct cursor c = {(void *)(long)skb->data, (void *)(long)skb->data_end, 0};
@@ -241,7 +265,7 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p, enum l
 		tcp = c.pos;
 		if ((void *)(tcp + 1) > c.end)
 			return -COUNT_TRUNCATED;
-		return tcp->flags & (TCP_SYN | TCP_RST) ? PARSED : PARSED_SKIP;
+		return judge_tcp(tcp, p);
 	case IPPROTO_UDP:
 		return c.pos + sizeof(struct udp_header) > c.end ? -COUNT_TRUNCATED : PARSED;
 	case IPPROTO_ICMP:

@@ -196,16 +196,27 @@ static __always_inline bool wanted(const struct half *h, enum flat_side side)
 }
 
 /*
+ * own_socket tells whose packet this is, as far as it can be known: only of
+ * what goes out. On a packet that comes in over veth it is the sender's.
+ */
+static __always_inline void own_socket(struct __sk_buff *skb, __u64 *cgroup, __u32 *uid)
+{
+	*cgroup = bpf_skb_cgroup_id(skb);
+	*uid = *cgroup ? bpf_get_socket_uid(skb) : 0;
+}
+
+/*
  * remember puts a request into its table. `old` is what the table holds under
  * this key, if anything; `again` says that this packet repeats that request.
  */
-static __always_inline void remember(struct half *h, const struct flat_pending *request,
+static __always_inline void remember(struct half *h, struct flat_pending *request,
 				     struct flat_pending *old, bool again)
 {
 	enum flat_side side = side_of_request(h->direction);
 
 	if (old && again) {
 		old->last_ns = h->now;
+		old->last_tsval = request->last_tsval;
 		old->repeats++;
 		count(COUNT_REPEATS);
 		return;
@@ -214,9 +225,11 @@ static __always_inline void remember(struct half *h, const struct flat_pending *
 		count(COUNT_FILTERED);
 		return;
 	}
-	if (old && old->state == STATE_OPEN)
+	if (old && (old->state == STATE_OPEN || old->state == STATE_HALF_OPEN))
 		count(COUNT_REPLACED);
 	count(COUNT_REQUESTS);
+	if (side == SIDE_CLIENT)
+		own_socket(h->skb, &request->cgroup, &request->uid);
 	if (bpf_map_update_elem(table_of(side), &h->key, request, BPF_ANY))
 		count(COUNT_PENDING_FULL);
 	trace("request kind %d side %d id %x", h->key.kind, side, h->key.id);
@@ -270,20 +283,59 @@ struct answer {
 	enum flat_result result;
 	bool success;
 	__u8 rcode;
+	__u8 icmp_type; /* of an error */
+	__u8 icmp_code;
+	__u8 ttl;    /* of the remote end's packet, if this is one */
+	__u64 at_ns; /* when it was seen */
+	__u64 client_rtt_ns;
+	__u32 echoed_tsval;    /* TCP: which SYN is answered (RFC 7323, 3.2); 0: not told */
 	__u32 question_offset; /* from the start of the packet */
 	__u32 question_length; /* bytes at hand, at most QUESTION_MAX */
 };
+
+static __always_inline struct answer new_answer(const struct half *h, enum flat_result result,
+						bool success)
+{
+	return (struct answer){
+		.result = result,
+		.success = success,
+		.ttl = h->ttl,
+		.at_ns = h->now,
+	};
+}
+
+/*
+ * answered_request is when the request packet was sent that this answers, or 0
+ * if it cannot be known which of several it was (Karn and Partridge, 1987).
+ */
+static __always_inline __u64 answered_request(const struct flat_pending *open,
+					      const struct answer *a)
+{
+	if (!open->repeats)
+		return open->first_ns;
+	if (!a->echoed_tsval || open->first_tsval == open->last_tsval)
+		return 0;
+	if (a->echoed_tsval == open->last_tsval)
+		return open->last_ns;
+	if (a->echoed_tsval == open->first_tsval)
+		return open->first_ns;
+	return 0;
+}
 
 static __always_inline void write_record(struct flat_record *r, const struct half *h,
 					 const struct flat_pending *open, enum flat_side side,
 					 const struct answer *a, __u64 sequence)
 {
 	bool client = side == SIDE_CLIENT;
+	__u64 asked_ns = answered_request(open, a);
 
 	r->sequence = sequence;
-	r->end_ns = h->now;
-	r->duration_ns = h->now - open->first_ns;
-	r->rtt_ns = h->now - open->last_ns;
+	r->end_ns = a->at_ns;
+	r->duration_ns = a->at_ns - open->first_ns;
+	r->rtt_ns = asked_ns ? a->at_ns - asked_ns : 0;
+	r->client_rtt_ns = a->client_rtt_ns;
+	r->cgroup = open->cgroup;
+	r->uid = open->uid;
 	r->source = client ? h->key.local : h->key.remote;
 	r->destination = client ? h->key.remote : h->key.local;
 	r->source_port = client ? h->key.local_port : h->key.remote_port;
@@ -295,13 +347,12 @@ static __always_inline void write_record(struct flat_record *r, const struct hal
 	r->kind = h->key.kind;
 	r->side = side;
 	r->result = a->result;
-	r->flags = open->flags | (open->repeats ? RECORD_AMBIGUOUS : RECORD_RTT);
-	r->ttl = client ? h->ttl : open->ttl;
+	r->flags = open->flags | (asked_ns ? RECORD_RTT : RECORD_AMBIGUOUS);
+	r->ttl = client ? a->ttl : open->ttl;
 	r->rcode = a->rcode;
+	r->icmp_type = a->icmp_type;
+	r->icmp_code = a->icmp_code;
 	r->question_length = a->question_length;
-	r->reserved[0] = 0;
-	r->reserved[1] = 0;
-	r->reserved[2] = 0;
 }
 
 /*
@@ -309,6 +360,18 @@ static __always_inline void write_record(struct flat_record *r, const struct hal
  * nothing from a comparison with 0, and refuses reads of no bytes.
  */
 #define QUESTION_MIN 5
+
+/* repeat_question takes it from the request where the answer does not have it. */
+static __always_inline void repeat_question(const struct half *h, struct flat_dns_record *d)
+{
+	struct flat_question *q = bpf_map_lookup_elem(&flat_questions, &h->key);
+
+	d->record.question_length = 0;
+	if (!q)
+		return;
+	__builtin_memcpy(d->question, q->question, sizeof(q->question));
+	d->record.question_length = q->length;
+}
 
 static __always_inline void report(const struct half *h, const struct flat_pending *open,
 				   enum flat_side side, const struct answer *a)
@@ -339,7 +402,7 @@ static __always_inline void report(const struct half *h, const struct flat_pendi
 	barrier_var(length); /* the check again, for the verifier: see observe_duration */
 	if (length < QUESTION_MIN || length > QUESTION_MAX ||
 	    bpf_skb_load_bytes(h->skb, a->question_offset, d->question, length))
-		d->record.question_length = 0;
+		repeat_question(h, d);
 	bpf_ringbuf_submit(d, 0);
 }
 
@@ -347,27 +410,27 @@ static __always_inline void report(const struct half *h, const struct flat_pendi
  * finish closes an open exchange, unless the sweep or another CPU was faster.
  * It returns whether it did.
  */
-static __always_inline bool finish(struct half *h, const struct flat_pending *found,
-				   const struct answer *a)
+static __always_inline bool finish(struct half *h, enum flat_side side,
+				   const struct flat_pending *found, struct answer *a)
 {
 	const struct flat_options *s = h->settings;
-	enum flat_side side = side_of_answer(h->direction);
 	/* Deleting the entry frees it for reuse at once, so keep what it said. */
 	struct flat_pending open = *found;
+	__u64 duration;
 
 	if (bpf_map_delete_elem(table_of(side), &h->key))
 		return false;
 	/* Two CPUs may see request and answer with clocks a little apart. */
-	if (open.first_ns > h->now)
-		open.first_ns = h->now;
-	if (open.last_ns > h->now)
-		open.last_ns = h->now;
+	if (open.first_ns > a->at_ns)
+		open.first_ns = a->at_ns;
+	if (open.last_ns > a->at_ns)
+		open.last_ns = a->at_ns;
+	duration = a->at_ns - open.first_ns;
 
 	count(COUNT_FINISHED);
-	trace("answer kind %d result %d in %llu ns", h->key.kind, a->result,
-	      h->now - open.first_ns);
-	observe_duration(h, side, a->result, open.ifindex, h->now - open.first_ns);
-	if (a->success && h->now - open.first_ns < s->min_duration_ns)
+	trace("answer kind %d result %d in %llu ns", h->key.kind, a->result, duration);
+	observe_duration(h, side, a->result, open.ifindex, duration);
+	if (a->success && duration < s->min_duration_ns)
 		count(COUNT_TOO_FAST);
 	else if (a->success && s->sample > 1 && bpf_get_prandom_u32() % s->sample)
 		count(COUNT_SAMPLED_OUT);
@@ -377,13 +440,20 @@ static __always_inline bool finish(struct half *h, const struct flat_pending *fo
 }
 
 /* answer looks for the open request that a packet answers, and finishes it. */
-static __always_inline void answer(struct half *h, struct flat_pending *found,
-				   const struct answer *a)
+static __always_inline void answer(struct half *h, struct flat_pending *found, struct answer *a)
 {
-	if (!found)
+	enum flat_side side = side_of_answer(h->direction);
+
+	if (!found) {
 		count(COUNT_UNMATCHED);
-	else if (found->state != STATE_OPEN)
+		return;
+	}
+	if (found->state != STATE_OPEN) {
 		count(COUNT_LATE);
-	else if (!finish(h, found, a))
+		return;
+	}
+	if (side == SIDE_SERVER && a->success && h->key.kind != KIND_ICMP)
+		own_socket(h->skb, &found->cgroup, &found->uid);
+	if (!finish(h, side, found, a))
 		count(COUNT_LATE);
 }

@@ -52,7 +52,7 @@ func TestWhatIsNotCommittedIsReadAgain(t *testing.T) {
 
 func TestAFullRingIsCountedAndReadOn(t *testing.T) {
 	k := openKernel(t)
-	const record = 96 + recordHeader
+	const record = 112 + recordHeader
 	room := k.reader.Size() / record
 	for i := range uint32(room + 10) {
 		k.handshake(i)

@@ -28,6 +28,7 @@ enum flat_result {
 	RESULT_ESTABLISHED = 1, /* SYN/ACK */
 	RESULT_ANSWERED = 2,	/* UDP datagram, DNS answer (see rcode), echo reply */
 	RESULT_REFUSED = 3,	/* RST */
+	RESULT_UNREACHABLE = 4, /* ICMP error that quotes the request */
 };
 
 enum flat_record_flags {
@@ -45,26 +46,31 @@ union flat_addr {
 
 /* One finished exchange. */
 struct flat_record {
-	__u64 sequence;	   /* position in the global order; a gap is a loss */
-	__u64 end_ns;	   /* when the answer was seen */
-	__u64 duration_ns; /* first request packet to answer */
-	__u64 rtt_ns;	   /* answered request packet to answer, if RECORD_RTT */
+	__u64 sequence;	     /* position in the global order; a gap is a loss */
+	__u64 end_ns;	     /* when the answer was seen */
+	__u64 duration_ns;   /* first request packet to answer */
+	__u64 rtt_ns;	     /* answered request packet to answer, if RECORD_RTT */
+	__u64 client_rtt_ns; /* TCP, server side: SYN/ACK out to the completing ACK in; 0: unknown
+			      */
+	__u64 cgroup;	     /* id of the local socket's cgroup (v2); 0: unknown */
 	union flat_addr source;
 	union flat_addr destination;
 	__be16 source_port;
 	__be16 destination_port;
 	__u32 ifindex;
-	__u32 id;	       /* DNS: transaction id; ICMP: identifier << 16 | sequence */
-	__u32 repeats;	       /* further request packets before the answer */
-	__u16 vlan;	       /* outermost VLAN id, 0 for none */
-	__u8 kind;	       /* enum flat_kind */
-	__u8 side;	       /* enum flat_side */
-	__u8 result;	       /* enum flat_result */
-	__u8 flags;	       /* enum flat_record_flags */
-	__u8 ttl;	       /* TTL or hop limit of the remote end's packet */
-	__u8 rcode;	       /* DNS response code (RFC 1035, 4.1.1) */
+	__u32 id;	/* DNS: transaction id; ICMP: identifier << 16 | sequence */
+	__u32 repeats;	/* further request packets before the answer */
+	__u32 uid;	/* of the local socket's owner, if the cgroup is known */
+	__u16 vlan;	/* outermost VLAN id, 0 for none */
+	__u8 kind;	/* enum flat_kind */
+	__u8 side;	/* enum flat_side */
+	__u8 result;	/* enum flat_result */
+	__u8 flags;	/* enum flat_record_flags */
+	__u8 ttl;	/* TTL or hop limit of the remote end's packet */
+	__u8 rcode;	/* DNS response code (RFC 1035, 4.1.1) */
+	__u8 icmp_type; /* of the error, if RESULT_UNREACHABLE */
+	__u8 icmp_code;
 	__u16 question_length; /* bytes of question[] in use: KIND_DNS only */
-	__u16 reserved[3];
 };
 
 /* A DNS name takes 255 bytes at most (RFC 1035, 2.3.4), type and class 4. */

@@ -63,11 +63,28 @@ type State struct {
 // Open takes hold of the state below pinPath, creating what is missing. It
 // attaches nothing and changes no settings. The caller must Close it.
 func Open(pinPath string, mode Mode) (*State, error) {
+	spec, err := loadSpec()
+	if err != nil {
+		return nil, err
+	}
+	return open(pinPath, mode, spec)
+}
+
+// The map of the global variables (awaiting.h) has the name of its section,
+// which bpffs does not allow for a pin.
+const (
+	variablesMap = ".bss"
+	awaitingPin  = "flat_awaiting"
+)
+
+func loadSpec() (*ebpf.CollectionSpec, error) {
 	spec, err := loadKernel()
 	if err != nil {
 		return nil, fmt.Errorf("read the embedded programs: %w", err)
 	}
-	return open(pinPath, mode, spec)
+	variables := spec.Maps[variablesMap]
+	variables.Name, variables.Pinning = awaitingPin, ebpf.PinByName
+	return spec, nil
 }
 
 func open(pinPath string, mode Mode, spec *ebpf.CollectionSpec) (s *State, err error) {
@@ -137,7 +154,7 @@ func (s *State) adopt(spec *ebpf.CollectionSpec, pinned map[string]*ebpf.Program
 		return false
 	}
 	for _, p := range pinned {
-		if !usesAll(p, &s.maps) {
+		if !usesAll(p, s.dir, &s.maps) {
 			s.maps.Close()
 			s.maps = kernelMaps{}
 			return false
@@ -170,7 +187,12 @@ func isLoaded(spec *ebpf.ProgramSpec, p *ebpf.Program) bool {
 
 // usesAll tells programs that work on the pinned maps from those whose maps
 // were unpinned, and made anew, by a start that was cut short.
-func usesAll(p *ebpf.Program, maps *kernelMaps) bool {
+func usesAll(p *ebpf.Program, dir string, maps *kernelMaps) bool {
+	awaiting, err := ebpf.LoadPinnedMap(filepath.Join(dir, awaitingPin), nil)
+	if err != nil {
+		return false
+	}
+	defer awaiting.Close()
 	info, err := p.Info()
 	if err != nil {
 		return false
@@ -178,7 +200,7 @@ func usesAll(p *ebpf.Program, maps *kernelMaps) bool {
 	used, _ := info.MapIDs()
 	for _, m := range []*ebpf.Map{
 		maps.FlatCounters, maps.FlatEvents, maps.FlatHistograms, maps.FlatNets,
-		maps.FlatOurs, maps.FlatSequence, maps.FlatSettings, maps.FlatTheirs,
+		maps.FlatOurs, maps.FlatQuestions, maps.FlatSequence, maps.FlatSettings, maps.FlatTheirs, awaiting,
 	} {
 		info, err := m.Info()
 		if err != nil {
@@ -240,6 +262,7 @@ func (s *State) openMaps(spec *ebpf.CollectionSpec) (err error) {
 		FlatHistograms: open(kernelMapFlatHistograms),
 		FlatNets:       open(kernelMapFlatNets),
 		FlatOurs:       open(kernelMapFlatOurs),
+		FlatQuestions:  open(kernelMapFlatQuestions),
 		FlatSequence:   open(kernelMapFlatSequence),
 		FlatSettings:   open(kernelMapFlatSettings),
 		FlatTheirs:     open(kernelMapFlatTheirs),
@@ -257,9 +280,13 @@ func (s *State) load(spec *ebpf.CollectionSpec) error {
 		kernelPrograms
 		kernelMaps
 	}
-	err := spec.LoadAndAssign(&objects, &ebpf.CollectionOptions{
-		Maps: ebpf.MapOptions{PinPath: s.dir},
-	})
+	options := ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: s.dir}}
+	// Taken by its pin's name alone, it would be set to zeros.
+	if awaiting, err := ebpf.LoadPinnedMap(filepath.Join(s.dir, awaitingPin), nil); err == nil {
+		defer awaiting.Close()
+		options.MapReplacements = map[string]*ebpf.Map{variablesMap: awaiting}
+	}
+	err := spec.LoadAndAssign(&objects, &options)
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
 		return fmt.Errorf("%s holds maps of another layout: %w; remove them with `flatctl detach`", s.dir, err)
 	}

@@ -18,9 +18,11 @@ const (
 const (
 	stateOpen     = 0 // STATE_OPEN
 	stateAnswered = 1 // STATE_ANSWERED
-	stateTimedOut = 2 // STATE_TIMED_OUT
+	stateReported = 2 // STATE_REPORTED
+	stateHalfOpen = 3 // STATE_HALF_OPEN
 
 	kindTCP = 1 // KIND_TCP
+	kindDNS = 2 // KIND_DNS
 
 	// Linux sends a SYN for the last time 64 s after the one before
 	// (tcp_syn_retries = 6); until then it belongs to the same attempt.
@@ -33,14 +35,16 @@ const (
 type Swept struct {
 	OpenOurs, OpenTheirs int // requests still waiting for their answer
 	TimedOut             int
+	HalfOpen             int // TCP attempts from outside that were not completed
 }
 
 // Sweep goes through the open requests and calls timedOut for each that has
-// waited longer than limit, with its struct flat_key and flat_pending, valid
-// during the call. An exchange is reported by this or by the programs, never
+// waited longer than limit, with its struct flat_key, its flat_pending and, of
+// a DNS request, the question section as on the wire; all valid during the
+// call. TCP attempts from outside are counted alone. An exchange is reported by this or by the programs, never
 // by both: whoever deletes the open entry owns it. In its place goes one that
 // says so, by which later packets of that request are recognised.
-func (s *State) Sweep(now uint64, limit time.Duration, timedOut func(side uint8, key, pending []byte)) (Swept, error) {
+func (s *State) Sweep(now uint64, limit time.Duration, timedOut func(side uint8, key, pending, question []byte)) (Swept, error) {
 	var swept Swept
 	idle := time.Duration(s.options.UdpIdleNs)
 	if idle == 0 {
@@ -50,15 +54,20 @@ func (s *State) Sweep(now uint64, limit time.Duration, timedOut func(side uint8,
 		return eachPending(table, func(key *kernelFlatKey, p *kernelFlatPending) error {
 			quiet := since(now, p.LastNs)
 			switch {
-			case p.State == stateOpen && since(now, p.FirstNs) <= limit:
+			case isOpen(p) && since(now, p.FirstNs) <= limit:
 				*open++
-			case p.State == stateOpen:
+			case isOpen(p):
 				if ok, err := claim(table, key, p); !ok {
 					return err
 				}
+				// One event for each forged SYN would be an attacker's delight.
+				if side == SideServer && key.Kind == kindTCP {
+					swept.HalfOpen++
+					return nil
+				}
 				swept.TimedOut++
-				timedOut(side, bytesOf(key), bytesOf(p))
-			case p.State == stateTimedOut && key.Kind == kindTCP && quiet <= max(idle, synMemory):
+				timedOut(side, bytesOf(key), bytesOf(p), s.question(key))
+			case p.State == stateReported && key.Kind == kindTCP && quiet <= max(idle, synMemory):
 			case quiet > idle:
 				return forget(table, key, p)
 			}
@@ -71,8 +80,22 @@ func (s *State) Sweep(now uint64, limit time.Duration, timedOut func(side uint8,
 	if swept.TimedOut > 0 {
 		err = errors.Join(err, s.add(TimedOut, uint64(swept.TimedOut)))
 	}
+	if swept.HalfOpen > 0 {
+		err = errors.Join(err, s.add(HalfOpen, uint64(swept.HalfOpen)))
+	}
 	return swept, err
 }
+
+// question is what a DNS request asked, as far as that is still known.
+func (s *State) question(key *kernelFlatKey) []byte {
+	var q kernelFlatQuestion
+	if key.Kind != kindDNS || s.maps.FlatQuestions.Lookup(key, &q) != nil {
+		return nil
+	}
+	return q.Question[:min(int(q.Length), len(q.Question))]
+}
+
+func isOpen(p *kernelFlatPending) bool { return p.State == stateOpen || p.State == stateHalfOpen }
 
 // since is 0 for a time that another CPU took a little after now.
 func since(now, then uint64) time.Duration { return time.Duration(max(int64(now-then), 0)) }
@@ -102,14 +125,14 @@ func eachPending(table *ebpf.Map, visit func(*kernelFlatKey, *kernelFlatPending)
 func claim(table *ebpf.Map, key *kernelFlatKey, p *kernelFlatPending) (bool, error) {
 	var current kernelFlatPending
 	err := table.Lookup(key, &current)
-	if err != nil || current.FirstNs != p.FirstNs || current.State != stateOpen {
+	if err != nil || current.FirstNs != p.FirstNs || !isOpen(&current) {
 		return false, unlessGone("look at an open request", err)
 	}
 	if err := table.Delete(key); err != nil {
 		return false, unlessGone("claim an open request", err)
 	}
 	*p = current
-	current.State = stateTimedOut
+	current.State = stateReported
 	// If the same key was used anew within this microsecond, that one stays.
 	if err := table.Update(key, &current, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
 		return true, fmt.Errorf("mark a request as timed out: %w", err)

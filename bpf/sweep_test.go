@@ -14,7 +14,7 @@ func ptr(b []byte) unsafe.Pointer { return unsafe.Pointer(&b[0]) }
 func (k *kernel) sweep(later, limit time.Duration) (Swept, []kernelFlatKey) {
 	k.t.Helper()
 	var keys []kernelFlatKey
-	swept, err := k.Sweep(BootTime()+uint64(later), limit, func(_ uint8, key, _ []byte) {
+	swept, err := k.Sweep(BootTime()+uint64(later), limit, func(_ uint8, key, _, _ []byte) {
 		keys = append(keys, *(*kernelFlatKey)(ptr(key)))
 	})
 	if err != nil {
@@ -26,7 +26,7 @@ func (k *kernel) sweep(later, limit time.Duration) (Swept, []kernelFlatKey) {
 func TestATimeoutIsReportedOnceForAnAttempt(t *testing.T) {
 	k := openKernel(t)
 	k.out(flow4.syn(t, 1))
-	k.in(flow6.syn(t, 1))
+	k.in(flow6.echo(t, 1, 1, false))
 	if swept, _ := k.sweep(5*time.Second, 10*time.Second); swept != (Swept{OpenOurs: 1, OpenTheirs: 1}) {
 		t.Errorf("before the limit: %+v", swept)
 	}

@@ -156,7 +156,7 @@ func TestTheBooksBalance(t *testing.T) {
 	p.waitN("everything", answeredOfEverything+silentOnClient, func(e event) bool { return e.Flatd.Side != "" })
 
 	b := p.status().Books
-	if b.Requests != b.Finished+b.TimedOut+b.Open+b.Replaced+b.PendingFull {
+	if b.Requests != b.Finished+b.TimedOut+b.HalfOpen+b.Open+b.Replaced+b.PendingFull {
 		t.Errorf("requests do not balance: %+v", b)
 	}
 	if b.Finished != b.TooFast+b.SampledOut+b.RingFull+b.Read {

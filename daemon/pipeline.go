@@ -175,7 +175,7 @@ func (p *pipeline) sweep() error {
 	defer p.mu.Unlock()
 	p.clock.Refresh()
 	limit := p.measure.Load().Timeout
-	swept, err := p.state.Sweep(bpf.BootTime(), limit, func(side uint8, key, pending []byte) {
+	swept, err := p.state.Sweep(bpf.BootTime(), limit, func(side uint8, key, pending, question []byte) {
 		p.timedOut.Add(1)
 		item := p.pool.Get()
 		if err := flows.DecodePending(key, pending, limit, flows.Side(side), &item.Event); err != nil {
@@ -183,6 +183,7 @@ func (p *pipeline) sweep() error {
 			item.Release()
 			return
 		}
+		item.Event.DNS.SetQuestion(question)
 		p.publish(item)
 	})
 	if err != nil {

@@ -57,11 +57,12 @@ type OutputStatus struct {
 // of the kernel count since the pins were made, those of the daemon since its
 // start.
 type Books struct {
-	// requests = finished + timed_out + open + replaced + pending_full
+	// requests = finished + timed_out + half_open + open + replaced + pending_full
 	Requests    uint64 `json:"requests"`
 	Finished    uint64 `json:"finished"`
 	TimedOut    uint64 `json:"timed_out"`
-	Open        uint64 `json:"open"` // as of the last sweep, a second ago at most
+	HalfOpen    uint64 `json:"half_open"` // TCP attempts from outside that were not completed
+	Open        uint64 `json:"open"`      // as of the last sweep, a second ago at most
 	Replaced    uint64 `json:"replaced"`
 	PendingFull uint64 `json:"pending_full"`
 	// finished = too_fast + sampled_out + ring_full + records read
@@ -96,6 +97,7 @@ func (d *Daemon) Status() (Status, error) {
 		Interfaces: d.interfaces(),
 		Books: Books{
 			Requests: counters[bpf.Requests], Finished: counters[bpf.Finished], TimedOut: counters[bpf.TimedOut],
+			HalfOpen: counters[bpf.HalfOpen],
 			Open:     uint64(p.open[0].Load() + p.open[1].Load()),
 			Replaced: counters[bpf.Replaced], PendingFull: counters[bpf.PendingFull],
 			TooFast: counters[bpf.TooFast], SampledOut: counters[bpf.SampledOut], RingFull: counters[bpf.RingFull],

@@ -246,5 +246,5 @@ func (tr *traffic) everything() {
 const (
 	answeredOfEverything = 2 * 7 // connect, refused, exchange, 3 dig, ping
 	silentOnClient       = 2 * 2 // sendInVain, connectInVain
-	silentOnServer       = 2 * 2 // as many requests came in and were not answered
+	silentOnServer       = 2     // sendInVain; attempts from outside that come to nothing are counted alone
 )

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/csv"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -273,6 +274,8 @@ func TestEventsAreTsharks(t *testing.T) {
 			sameExchanges(t, want, atClient)
 			sameDurations(t, want, atClient)
 			// How long the server took is not for the client's capture to say.
+			// What is never completed is a scan or forged there, and counted alone.
+			maps.DeleteFunc(want, func(x exchange, _ time.Duration) bool { return x.kind == "tcp" && x.result == "timeout" })
 			sameExchanges(t, want, reported(t, far.end(syscall.SIGINT), "server"))
 		})
 	}

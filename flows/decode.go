@@ -21,9 +21,9 @@ var (
 // Sizes of struct flat_record (bpf/record.h), of flat_key and flat_pending
 // (bpf/maps.h). A DNS record goes on with the question section.
 const (
-	RecordSize  = 96
+	RecordSize  = 112
 	KeySize     = 48
-	PendingSize = 40
+	PendingSize = 72
 )
 
 // enum flat_record_flags of bpf/record.h.
@@ -47,24 +47,28 @@ func Decode(record []byte, e *Event) error {
 	}
 	host := binary.NativeEndian
 	*e = Event{
-		Kind:        Kind(record[82]),
-		Side:        Side(record[83]),
-		Result:      Result(record[84]),
+		Kind:        Kind(record[102]),
+		Side:        Side(record[103]),
+		Result:      Result(record[104]),
 		Sequence:    host.Uint64(record[0:]),
 		End:         host.Uint64(record[8:]),
-		Retransmits: host.Uint32(record[76:]),
-		Interface:   Interface{Index: int(host.Uint32(record[68:]))},
-		VLAN:        host.Uint16(record[80:]),
-		TTL:         record[86],
-		Ambiguous:   record[85]&recordAmbiguous != 0,
-		QUIC:        record[85]&recordQUIC != 0,
+		Retransmits: host.Uint32(record[92:]),
+		Interface:   Interface{Index: int(host.Uint32(record[84:]))},
+		VLAN:        host.Uint16(record[100:]),
+		TTL:         record[106],
+		Ambiguous:   record[105]&recordAmbiguous != 0,
+		QUIC:        record[105]&recordQUIC != 0,
 	}
-	if err := e.checkExchange(ResultRefused); err != nil {
+	if err := e.checkExchange(ResultUnreachable); err != nil {
 		return err
 	}
-	e.Source = e.endpoint(record[32:48], record[64:66])
-	e.Destination = e.endpoint(record[48:64], record[66:68])
-	e.setDurations(host.Uint64(record[16:]), host.Uint64(record[24:]), record[85]&recordRTT != 0)
+	e.Source = e.endpoint(record[48:64], record[80:82])
+	e.Destination = e.endpoint(record[64:80], record[82:84])
+	e.setDurations(host.Uint64(record[16:]), host.Uint64(record[24:]), record[105]&recordRTT != 0)
+	e.setClientRTT(host.Uint64(record[32:]))
+	if e.Result == ResultUnreachable {
+		e.ICMPType, e.ICMPCode = record[108], record[109]
+	}
 	if e.Kind == KindDNS {
 		return e.decodeDNS(record)
 	}
@@ -101,16 +105,24 @@ func (e *Event) setDurations(duration, rtt uint64, hasRTT bool) {
 		return
 	}
 	e.Duration = time.Duration(duration)
-	if hasRTT && rtt <= duration {
+	// On the server side both ends of it are this host: no network, no round trip.
+	if hasRTT && rtt <= duration && e.Side == SideClient {
 		e.RTT, e.HasRTT = time.Duration(rtt), true
+	}
+}
+
+// setClientRTT takes the time, in nanoseconds, from the SYN/ACK to its ACK.
+func (e *Event) setClientRTT(rtt uint64) {
+	if rtt <= math.MaxInt64 {
+		e.ClientRTT = time.Duration(rtt)
 	}
 }
 
 func (e *Event) decodeDNS(record []byte) error {
 	host := binary.NativeEndian
-	e.DNS.ID = uint16(host.Uint32(record[72:]))
-	e.DNS.RCode = record[87] & rcodeMask
-	length, have := int(host.Uint16(record[88:])), len(record)-RecordSize
+	e.DNS.ID = uint16(host.Uint32(record[88:]))
+	e.DNS.RCode = record[107] & rcodeMask
+	length, have := int(host.Uint16(record[110:])), len(record)-RecordSize
 	if length > have {
 		return fmt.Errorf("%w: question has %d bytes of %d", ErrShort, have, length)
 	}
@@ -134,10 +146,10 @@ func DecodePending(key, value []byte, limit time.Duration, side Side, e *Event) 
 		Result:      ResultTimeout,
 		End:         host.Uint64(value[0:]) + uint64(limit),
 		Limit:       limit,
-		Retransmits: host.Uint32(value[24:]),
-		Interface:   Interface{Index: int(host.Uint32(value[28:]))},
-		VLAN:        host.Uint16(value[32:]),
-		QUIC:        value[36]&recordQUIC != 0,
+		Retransmits: host.Uint32(value[52:]),
+		Interface:   Interface{Index: int(host.Uint32(value[56:]))},
+		VLAN:        host.Uint16(value[60:]),
+		QUIC:        value[64]&recordQUIC != 0,
 		Request:     fnv1a(fnv1a(fnvBasis, key[:KeySize]), value[:8]),
 	}
 	if err := e.checkExchange(ResultTimeout); err != nil {
@@ -147,7 +159,7 @@ func DecodePending(key, value []byte, limit time.Duration, side Side, e *Event) 
 	e.Source, e.Destination = local, remote
 	if side == SideServer {
 		e.Source, e.Destination = remote, local
-		e.TTL = value[35] // the request's: on the client side that is our own
+		e.TTL = value[63] // the request's: on the client side that is our own
 	}
 	if e.Kind == KindDNS {
 		e.DNS.ID = uint16(host.Uint32(key[36:]))

@@ -15,13 +15,14 @@ import (
 // padding between them, encoding/binary never does.
 type cRecord struct {
 	Sequence, EndNS, DurationNS, RTTNS    uint64
+	ClientRTTNS, Cgroup                   uint64
 	Source, Destination                   [16]byte
 	SourcePort, DestinationPort           [2]byte
-	Ifindex, ID, Repeats                  uint32
+	Ifindex, ID, Repeats, UID             uint32
 	VLAN                                  uint16
 	Kind, Side, Result, Flags, TTL, RCode uint8
+	ICMPType, ICMPCode                    uint8
 	QuestionLength                        uint16
-	Reserved                              [3]uint16
 }
 
 type cDNSRecord struct {
@@ -37,11 +38,13 @@ type cKey struct {
 }
 
 type cPending struct {
-	FirstNS, LastNS                uint64
-	ISN, Payload, Repeats, Ifindex uint32
-	VLAN                           uint16
-	State, TTL, Flags              uint8
-	Reserved                       [3]uint8
+	FirstNS, LastNS, AnswerNS, Cgroup uint64
+	UID, ISN, Payload                 uint32
+	FirstTSVal, LastTSVal             uint32
+	Repeats, Ifindex                  uint32
+	VLAN                              uint16
+	State, TTL, Flags                 uint8
+	Reserved                          [7]uint8
 }
 
 func native(t testing.TB, v any) []byte {
@@ -77,7 +80,7 @@ func dnsRecord(section []byte) cDNSRecord {
 func TestSizes(t *testing.T) {
 	for name, sizes := range map[string][2]int{
 		"flat_record":     {len(native(t, cRecord{})), RecordSize},
-		"flat_dns_record": {len(native(t, cDNSRecord{})), 360},
+		"flat_dns_record": {len(native(t, cDNSRecord{})), 376},
 		"flat_key":        {len(native(t, cKey{})), KeySize},
 		"flat_pending":    {len(native(t, cPending{})), PendingSize},
 	} {
@@ -189,7 +192,7 @@ func TestDecodeRefuses(t *testing.T) {
 		{"side 0", record(func(r *cRecord) { r.Side = 0 }), ErrSide},
 		{"side 3", record(func(r *cRecord) { r.Side = 3 }), ErrSide},
 		{"result 0", record(func(r *cRecord) { r.Result = 0 }), ErrResult},
-		{"timeout from the kernel", record(func(r *cRecord) { r.Result = 4 }), ErrResult},
+		{"timeout from the kernel", record(func(r *cRecord) { r.Result = 5 }), ErrResult},
 		{"DNS without question", record(func(r *cRecord) { r.Kind, r.QuestionLength = 2, 1 }), ErrShort},
 		{"question beyond the record", func() []byte {
 			r := dnsRecord(nil)
@@ -333,4 +336,31 @@ func checkForms(t *testing.T, e *Event, validate func(map[string]any) error) {
 	checkJournal(t, testHost.AppendJournal(nil, e))
 	checkPrintable(t, AppendText(nil, e))
 	checkPrintable(t, testHost.AppendLine(nil, e, false))
+}
+
+func TestDecodeServer(t *testing.T) {
+	r := tcpRecord()
+	r.Side, r.ClientRTTNS = 2, 20_000_000
+	var e Event
+	if err := Decode(native(t, r), &e); err != nil {
+		t.Fatal(err)
+	}
+	if e.ClientRTT != 20*time.Millisecond || e.HasRTT || e.Duration != 1_234_567 {
+		t.Errorf("client rtt %s, own %s (%t), duration %s", e.ClientRTT, e.RTT, e.HasRTT, e.Duration)
+	}
+}
+
+func TestDecodeUnreachable(t *testing.T) {
+	r := tcpRecord()
+	r.Result, r.ICMPType, r.ICMPCode = 4, 3, 13
+	var e Event
+	if err := Decode(native(t, r), &e); err != nil {
+		t.Fatal(err)
+	}
+	if e.ResultName() != "unreachable" || e.ICMPType != 3 || e.ICMPCode != 13 || !e.Failed() {
+		t.Errorf("%s, type %d code %d", e.ResultName(), e.ICMPType, e.ICMPCode)
+	}
+	if got := string(AppendText(nil, &e)); !strings.Contains(got, "unreachable (prohibited by a filter)") {
+		t.Errorf("text %q", got)
+	}
 }

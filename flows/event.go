@@ -36,7 +36,7 @@ const (
 	SideServer Side = 2
 )
 
-// Result is how an exchange ended. The values up to ResultRefused are those of
+// Result is how an exchange ended. The values up to ResultUnreachable are those of
 // enum flat_result in bpf/record.h.
 type Result uint8
 
@@ -45,7 +45,8 @@ const (
 	ResultEstablished Result = 1 // SYN/ACK
 	ResultAnswered    Result = 2 // datagram, DNS answer, echo reply
 	ResultRefused     Result = 3 // RST
-	ResultTimeout     Result = 4 // no answer within the limit; found by user space
+	ResultUnreachable Result = 4 // ICMP error that quotes the request
+	ResultTimeout     Result = 5 // no answer within the limit; found by user space
 )
 
 // Event is one finished exchange, a status of flatd itself, or a summary. A
@@ -68,6 +69,9 @@ type Event struct {
 	// RTT is from the request packet that was answered to the answer. It is
 	// known only if HasRTT.
 	RTT time.Duration
+	// ClientRTT is, on the server side of TCP, from this host's SYN/ACK to the
+	// ACK that completes the handshake: the network's part and the client's.
+	ClientRTT time.Duration
 	// Limit is how long a timeout waited.
 	Limit time.Duration
 	// Retransmits counts the further request packets before the answer.
@@ -89,6 +93,10 @@ type Event struct {
 	Replayed  bool // finished before this daemon started
 
 	DNS DNS
+
+	// ICMPType and ICMPCode are those of the error, for ResultUnreachable
+	// (RFC 792, RFC 4443).
+	ICMPType, ICMPCode uint8
 
 	// Sequence is the kernel's count of reported exchanges; a gap is a loss.
 	// Timeouts and status events have none.

@@ -211,7 +211,7 @@ var flatdFields = []Field{
 		Doc:   "Version of these fields: 1.",
 		value: constant(strconv.Itoa(SchemaVersion))},
 	{Path: "flatd.result", Type: TypeKeyword, Presence: PresenceExchange,
-		Doc:   "How it ended: `established`, `answered`, `refused`, `timeout`; for DNS the response code, such as `noerror`, `nxdomain`, `servfail`.",
+		Doc:   "How it ended: `established`, `answered`, `refused`, `unreachable`, `timeout`; for DNS the response code, such as `noerror`, `nxdomain`, `servfail`.",
 		value: exchange((*Event).ResultName)},
 	{Path: "flatd.side", Type: TypeKeyword, Presence: PresenceExchange, Values: []string{"client", "server"},
 		Doc:   "Whether this host asked or was asked.",
@@ -219,6 +219,15 @@ var flatdFields = []Field{
 	{Path: "flatd.rtt", Type: TypeLong, Presence: PresenceKnown,
 		Doc:   "Nanoseconds from the request packet that was answered to the answer: the network's part.",
 		value: nanoseconds(func(e *Event) (time.Duration, bool) { return e.RTT, e.HasRTT && e.RTT > 0 })},
+	{Path: "flatd.client_rtt", Type: TypeLong, Presence: PresenceKnown,
+		Doc:   "Nanoseconds from this host's SYN/ACK to the ACK that completes the handshake, on the server side.",
+		value: nanoseconds(func(e *Event) (time.Duration, bool) { return e.ClientRTT, e.ClientRTT > 0 })},
+	{Path: "flatd.icmp.type", Type: TypeLong, Presence: PresenceKnown,
+		Doc:   "Type of the ICMP or ICMPv6 error, for `unreachable`.",
+		value: icmpError(func(e *Event) uint8 { return e.ICMPType })},
+	{Path: "flatd.icmp.code", Type: TypeLong, Presence: PresenceKnown,
+		Doc:   "Code of the ICMP or ICMPv6 error, for `unreachable`.",
+		value: icmpError(func(e *Event) uint8 { return e.ICMPCode })},
 	{Path: "flatd.limit", Type: TypeLong, Presence: PresenceKnown,
 		Doc:   "Nanoseconds that a timeout waited for an answer.",
 		value: nanoseconds(func(e *Event) (time.Duration, bool) { return e.Limit, e.Limit > 0 })},
@@ -323,6 +332,16 @@ func nanoseconds(of func(*Event) (d time.Duration, known bool)) valueFunc {
 			return strconv.AppendInt(dst, int64(d), 10)
 		}
 		return dst
+	}
+}
+
+// icmpError is a number of the error that ended an exchange; 0 is a code, too.
+func icmpError(of func(*Event) uint8) valueFunc {
+	return func(dst []byte, _ *Host, e *Event) []byte {
+		if e.Result != ResultUnreachable {
+			return dst
+		}
+		return strconv.AppendUint(dst, uint64(of(e)), 10)
 	}
 }
 

@@ -44,6 +44,8 @@ func (e *Event) MessageID() string {
 		return messageTimeout.ID
 	case e.Result == ResultRefused:
 		return messageRefused.ID
+	case e.Result == ResultUnreachable:
+		return messageUnreach.ID
 	case e.Failed():
 		return messageDNSFailure.ID
 	case e.Slow:

@@ -30,8 +30,8 @@ func (s Side) String() string {
 	return "unknown"
 }
 
-// ResultName returns flatd.result: "established", "answered", "refused" or
-// "timeout"; for an answered DNS query its response code in lower case, such
+// ResultName returns flatd.result: "established", "answered", "refused",
+// "unreachable" or "timeout"; for an answered DNS query its response code in lower case, such
 // as "noerror", or "rcode11" for one without a name.
 func (e *Event) ResultName() string {
 	switch e.Result {
@@ -44,6 +44,8 @@ func (e *Event) ResultName() string {
 		return "answered"
 	case ResultRefused:
 		return "refused"
+	case ResultUnreachable:
+		return "unreachable"
 	case ResultTimeout:
 		return "timeout"
 	}

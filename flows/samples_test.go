@@ -52,6 +52,20 @@ func tcpSample() Event {
 	}
 }
 
+// unreachableSample is a connection that a router refuses to forward.
+func unreachableSample() Event {
+	e := tcpSample()
+	e.Result, e.TTL, e.ICMPType, e.ICMPCode = ResultUnreachable, 0, 3, 1
+	return e
+}
+
+// completedSample is a connection from outside.
+func completedSample() Event {
+	e := tcpSample()
+	e.Side, e.RTT, e.HasRTT, e.ClientRTT = SideServer, 0, false, 21_000_000
+	return e
+}
+
 func udpSample() Event {
 	return Event{
 		Kind: KindUDP, Side: SideClient, Result: ResultAnswered,
@@ -122,6 +136,8 @@ func with(e Event, change func(*Event)) Event {
 func samples() []sample {
 	return []sample{
 		{"tcp", tcpSample()},
+		{"tcp unreachable", unreachableSample()},
+		{"tcp completed from outside", completedSample()},
 		{"tcp refused, slow, replayed", with(tcpSample(), func(e *Event) {
 			e.Result, e.Slow, e.Replayed, e.VLAN = ResultRefused, true, true, 0
 		})},

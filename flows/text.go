@@ -75,11 +75,40 @@ func (e *Event) appendEnding(dst []byte) []byte {
 		return dst
 	}
 	dst = append(dst, e.ResultName()...)
+	if e.Result == ResultUnreachable {
+		dst = append(append(append(dst, " ("...), e.icmpErrorName()...), ')')
+	}
 	if e.Duration > 0 {
 		dst = appendDuration(append(dst, " in "...), e.Duration, " ")
 	}
 	return dst
 }
+
+// icmpErrorName says what an ICMP error means (RFC 792, RFC 4443).
+func (e *Event) icmpErrorName() string {
+	names := icmpv6Errors
+	if e.Source.Addr().Is4() {
+		names = icmpErrors
+	}
+	if name, ok := names[[2]uint8{e.ICMPType, e.ICMPCode}]; ok {
+		return name
+	}
+	return "ICMP error"
+}
+
+// By type and code.
+var (
+	icmpErrors = map[[2]uint8]string{
+		{3, 0}: "no route to the network", {3, 1}: "no route to the host", {3, 2}: "no such protocol",
+		{3, 3}: "port closed", {3, 9}: "network prohibited", {3, 10}: "host prohibited",
+		{3, 13}: "prohibited by a filter", {11, 0}: "time to live exceeded", {12, 0}: "bad header",
+	}
+	icmpv6Errors = map[[2]uint8]string{
+		{1, 0}: "no route", {1, 1}: "prohibited by a filter", {1, 3}: "no route to the host",
+		{1, 4}: "port closed", {1, 5}: "prohibited by a filter", {1, 6}: "route rejected",
+		{3, 0}: "hop limit exceeded", {4, 0}: "bad header",
+	}
+)
 
 // appendNotes appends in brackets what is out of the ordinary.
 func (e *Event) appendNotes(dst []byte) []byte {

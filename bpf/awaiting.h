@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The ACK that completes a handshake from outside looks like any other ACK of
+ * any connection. So that these need no lookup in a hash map, each SYN/ACK that
+ * goes out leaves the number that its ACK will carry in a slot found by the
+ * connection's ends; an ACK that finds its number there is worth a closer look.
+ *
+ * The slots are a global variable, read without any helper. A connection has a
+ * choice of two; where both are taken, it is not looked out for, and counted.
+ */
+#pragma once
+
+#include <linux/types.h>
+
+#define AWAITING_SLOTS 65536
+
+struct awaited {
+	__u32 acknowledgment; /* host order */
+	__u32 since;	      /* when the SYN/ACK went out, in units of 2^30 ns; 0: free */
+};
+
+struct awaited flat_awaiting[AWAITING_SLOTS];
+
+/* A slot that was not cleared for so long may be taken: about ten seconds. */
+#define AWAITING_UNITS 10
+
+/* slot_hash mixes the ends of a connection: any packet from outside gives the same. */
+static __always_inline __u32 slot_hash(__u32 remote, __be16 remote_port, __be16 local_port)
+{
+	return (remote ^ ((__u32)remote_port << 16 | local_port)) * 0x9e3779b1;
+}
+
+static __always_inline __u32 slot_of(__u32 hash, int choice)
+{
+	return (choice ? hash >> 16 : hash * 0x85ebca6b >> 16) & (AWAITING_SLOTS - 1);
+}
+
+/* is_awaited is what each ACK from outside pays. */
+static __always_inline bool is_awaited(__u32 hash, __u32 acknowledgment)
+{
+	const struct awaited *one = &flat_awaiting[slot_of(hash, 0)];
+	const struct awaited *other = &flat_awaiting[slot_of(hash, 1)];
+
+	return (one->acknowledgment == acknowledgment && one->since) ||
+	       (other->acknowledgment == acknowledgment && other->since);
+}
+
+/* await_ack returns whether there was a slot. */
+static __always_inline bool await_ack(__u32 hash, __u32 acknowledgment, __u64 now)
+{
+	__u32 unit = (now >> 30) + 1;
+
+#pragma unroll
+	for (int choice = 0; choice < 2; choice++) {
+		struct awaited *slot = &flat_awaiting[slot_of(hash, choice)];
+
+		if (!slot->since || unit - slot->since > AWAITING_UNITS) {
+			slot->acknowledgment = acknowledgment;
+			slot->since = unit;
+			return true;
+		}
+	}
+	return false;
+}
+
+static __always_inline void stop_awaiting(__u32 hash, __u32 acknowledgment)
+{
+#pragma unroll
+	for (int choice = 0; choice < 2; choice++) {
+		struct awaited *slot = &flat_awaiting[slot_of(hash, choice)];
+
+		if (slot->acknowledgment == acknowledgment)
+			slot->since = 0;
+	}
+}

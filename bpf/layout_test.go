@@ -1,0 +1,68 @@
+package bpf
+
+import (
+	_ "embed"
+	"regexp"
+	"strconv"
+	"testing"
+	"unsafe"
+
+	"github.com/flatd/flatd/flows"
+)
+
+//go:embed record.h
+var recordHeaderFile string
+
+// What this package hands out as bytes is what flows reads.
+func TestLayoutIsThatOfFlows(t *testing.T) {
+	for name, sizes := range map[string][2]int{
+		"flat_record":  {int(unsafe.Sizeof(kernelFlatRecord{})), flows.RecordSize},
+		"flat_key":     {int(unsafe.Sizeof(kernelFlatKey{})), flows.KeySize},
+		"flat_pending": {int(unsafe.Sizeof(kernelFlatPending{})), flows.PendingSize},
+	} {
+		if sizes[0] != sizes[1] {
+			t.Errorf("struct %s has %d bytes, flows reads %d", name, sizes[0], sizes[1])
+		}
+	}
+
+	r := kernelFlatDnsRecord{}
+	r.Record = kernelFlatRecord{
+		Sequence: 1, EndNs: 9e9, DurationNs: 3e6, RttNs: 2e6, Ifindex: 4, Id: 5, Repeats: 6,
+		SourcePort: networkOrder(7), DestinationPort: networkOrder(8), Vlan: 9, Kind: uint8(flows.KindDNS),
+		Side: uint8(flows.SideClient), Result: uint8(flows.ResultAnswered), Flags: 1 | 4, Ttl: 10, Rcode: 3, QuestionLength: 9,
+	}
+	r.Record.Source.Bytes = [16]uint8{0x20, 1, 15: 1}
+	r.Record.Destination.Bytes = [16]uint8{10: 0xff, 11: 0xff, 12: 192, 15: 2}
+	copy(r.Question[:], []uint8{3, 'f', 'o', 'o', 0, 0, 28, 0, 1})
+	var e flows.Event
+	if err := flows.Decode(bytesOf(&r), &e); err != nil {
+		t.Fatal(err)
+	}
+	if e.Sequence != 1 || e.End != 9e9 || e.Duration != 3e6 || e.RTT != 2e6 || e.Interface.Index != 4 || e.DNS.ID != 5 ||
+		e.Retransmits != 6 || e.Source.String() != "[2001::1]:7" || e.Destination.String() != "192.0.0.2:8" || e.VLAN != 9 ||
+		!e.QUIC || e.TTL != 10 || e.ResultName() != "nxdomain" || string(e.DNS.AppendName(nil)) != "foo" {
+		t.Errorf("%+v", e)
+	}
+}
+
+// The numbers that flows gives to kinds, sides and results are those of record.h.
+func TestEnumsAreThoseOfFlows(t *testing.T) {
+	values := make(map[string]int)
+	for _, m := range regexp.MustCompile(`\b((?:KIND|SIDE|RESULT)_\w+) = (\d+)`).FindAllStringSubmatch(recordHeaderFile, -1) {
+		values[m[1]], _ = strconv.Atoi(m[2])
+	}
+	for name, want := range map[string]int{
+		"KIND_TCP": int(flows.KindTCP), "KIND_DNS": int(flows.KindDNS), "KIND_UDP": int(flows.KindUDP), "KIND_ICMP": int(flows.KindICMP),
+		"SIDE_CLIENT": int(flows.SideClient), "SIDE_SERVER": int(flows.SideServer),
+		"RESULT_ESTABLISHED": int(flows.ResultEstablished), "RESULT_ANSWERED": int(flows.ResultAnswered),
+		"RESULT_REFUSED": int(flows.ResultRefused), "RESULT_UNREACHABLE": int(flows.ResultUnreachable),
+	} {
+		if values[name] != want {
+			t.Errorf("%s is %d in record.h, %d in flows", name, values[name], want)
+		}
+		delete(values, name)
+	}
+	if len(values) != 0 {
+		t.Errorf("flows does not know %v", values)
+	}
+}

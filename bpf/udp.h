@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * UDP: DNS by transaction id on its ports, and elsewhere the first datagram of
+ * an idle flow and the first one back.
+ */
+#pragma once
+
+#include "pending.h"
+
+static __always_inline bool is_dns_port(const struct flat_options *s, __be16 port)
+{
+	if (!s->dns_ports[0])
+		return port == bpf_htons(53);
+	for (int i = 0; i < DNS_PORTS_MAX; i++) {
+		if (!s->dns_ports[i])
+			break;
+		if (s->dns_ports[i] == port)
+			return true;
+	}
+	return false;
+}
+
+/* RFC 1035, 4.1.1; flags as octets. */
+struct dns_header {
+	__be16 id;
+	__u8 flags; /* QR is the top bit */
+	__u8 rcode; /* in the lower half */
+	__be16 questions;
+	__be16 answers;
+	__be16 authorities;
+	__be16 additional;
+};
+
+#define DNS_QR 0x80
+
+/* The longest question does not fit on the stack beside all else. */
+static const struct flat_question no_question;
+
+/* remember_question keeps what is asked, in case there is no answer to repeat it. */
+static __always_inline void remember_question(struct half *h, __u32 offset, __u64 length)
+{
+	struct flat_question *q;
+
+	barrier_var(length);
+	if (length < QUESTION_MIN || length > QUESTION_MAX ||
+	    bpf_map_update_elem(&flat_questions, &h->key, &no_question, BPF_ANY))
+		return;
+	q = bpf_map_lookup_elem(&flat_questions, &h->key);
+	if (q && !bpf_skb_load_bytes(h->skb, offset, q->question, length))
+		q->length = length;
+}
+
+static __always_inline void observe_dns(struct half *h, const struct udp_header *udp,
+					__u32 transport, __u32 length)
+{
+	__u32 offset = transport + sizeof(*udp);
+	__u32 headers = sizeof(*udp) + sizeof(struct dns_header);
+	struct flat_pending *found;
+	struct dns_header dns;
+	__u32 question;
+
+	if (length < headers || bpf_skb_load_bytes(h->skb, offset, &dns, sizeof(dns))) {
+		count(COUNT_DNS_OTHER);
+		return;
+	}
+	question = dns.questions ? length - headers : 0;
+	if (question > QUESTION_MAX)
+		question = QUESTION_MAX;
+	set_exchange(h, KIND_DNS, udp->source, udp->destination, bpf_ntohs(dns.id));
+
+	if (!(dns.flags & DNS_QR) && is_dns_port(h->settings, udp->destination)) {
+		struct flat_pending request = new_request(h);
+
+		found = bpf_map_lookup_elem(table_of(side_of_request(h->direction)), &h->key);
+		remember(h, &request, found, found && h->now - found->last_ns < udp_idle(h));
+		remember_question(h, offset + sizeof(dns), question);
+		return;
+	}
+	if (!(dns.flags & DNS_QR) || !is_dns_port(h->settings, udp->source)) {
+		count(COUNT_DNS_OTHER);
+		return;
+	}
+
+	struct answer a = new_answer(h, RESULT_ANSWERED, !(dns.rcode & 0xf));
+
+	a.rcode = dns.rcode & 0xf;
+	a.question_offset = offset + sizeof(dns);
+	a.question_length = question;
+	found = bpf_map_lookup_elem(table_of(side_of_answer(h->direction)), &h->key);
+	answer(h, found, &a);
+}
+
+/* RFC 9000, 14.1: a client's first datagram is at least this long. */
+#define QUIC_INITIAL_MIN 1200
+
+/*
+ * is_quic knows the first datagram of a connection by its long header (RFC
+ * 9000, 17.2), of version 1, 2 (RFC 9369) or a draft.
+ */
+static __always_inline bool is_quic(struct __sk_buff *skb, __u32 offset, __u32 length)
+{
+	__be32 wire;
+	__u32 version;
+	__u8 flags;
+
+	if (length < QUIC_INITIAL_MIN || bpf_skb_load_bytes(skb, offset, &flags, 1) ||
+	    bpf_skb_load_bytes(skb, offset + 1, &wire, sizeof(wire)))
+		return false;
+	version = bpf_ntohl(wire);
+	return (flags & 0xc0) == 0xc0 &&
+	       (version == 1 || version == 0x6b3343cf || version >> 16 == 0xff00);
+}
+
+/*
+ * Protocols in which a question goes to a group and the answer comes from one
+ * host: it would look like a request from there. mDNS (RFC 6762), LLMNR (RFC
+ * 4795), SSDP.
+ */
+static __always_inline bool asks_groups(__be16 port)
+{
+	return port == bpf_htons(5353) || port == bpf_htons(5355) || port == bpf_htons(1900);
+}
+
+/*
+ * A UDP exchange is the first datagram of an idle flow and the first one back.
+ * The flow then stays known until it has been idle, so that what follows in
+ * either direction is not taken for another exchange.
+ */
+static __always_inline void observe_flow(struct half *h, const struct udp_header *udp,
+					 __u32 transport, __u32 length)
+{
+	void *answering = table_of(side_of_answer(h->direction));
+	void *asking = table_of(side_of_request(h->direction));
+	struct flat_pending request = new_request(h);
+	struct flat_pending *found;
+
+	if (is_quic(h->skb, transport + sizeof(*udp), length - sizeof(*udp)))
+		request.flags |= RECORD_QUIC;
+	set_exchange(h, KIND_UDP, udp->source, udp->destination, 0);
+
+	found = bpf_map_lookup_elem(answering, &h->key);
+	if (found && found->state == STATE_OPEN) {
+		struct answer a = new_answer(h, RESULT_ANSWERED, true);
+		struct flat_pending flow = *found;
+
+		flow.last_ns = h->now;
+		flow.state = STATE_ANSWERED;
+		if (h->direction == EGRESS)
+			own_socket(h->skb, &found->cgroup, &found->uid);
+		if (finish(h, side_of_answer(h->direction), found, &a))
+			bpf_map_update_elem(answering, &h->key, &flow, BPF_NOEXIST);
+		return;
+	}
+	if (found && h->now - found->last_ns < udp_idle(h)) {
+		found->last_ns = h->now;
+		count(found->state == STATE_REPORTED ? COUNT_LATE : COUNT_FLOW);
+		return;
+	}
+	if (found)
+		bpf_map_delete_elem(answering, &h->key);
+
+	found = bpf_map_lookup_elem(asking, &h->key);
+	if (found && found->state == STATE_ANSWERED && h->now - found->last_ns < udp_idle(h)) {
+		found->last_ns = h->now;
+		count(COUNT_FLOW);
+		return;
+	}
+	remember(h, &request, found, found && h->now - found->last_ns < udp_idle(h));
+}
+
+static __noinline int observe_udp(struct __sk_buff *skb, __u32 network, __u32 transport,
+				  __u32 length, __u32 traits)
+{
+	struct half half, *h = &half;
+	struct udp_header udp;
+
+	if (!take(h, skb, network, traits))
+		return 0;
+	if (h->group)
+		count(COUNT_MULTICAST);
+	else if (bpf_skb_load_bytes(skb, transport, &udp, sizeof(udp)))
+		count(COUNT_TRUNCATED);
+	else if (length < sizeof(udp))
+		count(COUNT_MALFORMED);
+	else if (is_dns_port(h->settings, udp.destination) || is_dns_port(h->settings, udp.source))
+		observe_dns(h, &udp, transport, length);
+	else if (asks_groups(udp.source) || asks_groups(udp.destination))
+		count(COUNT_MULTICAST);
+	else
+		observe_flow(h, &udp, transport, length);
+	return 0;
+}
