@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -86,6 +87,7 @@ type setup struct {
 	config string // beyond what every test wants
 
 	interfaces string // of the configuration's list
+	quiet      bool   // no output: events are counted, summed up and remembered
 	args       []string
 }
 
@@ -99,7 +101,7 @@ func (s *setup) write(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(s.dir, "flatd.toml")
 	text := fmt.Sprintf("interfaces = [%s]\npin_path = %q\nsocket = %q\n%s\n"+
-		"[outputs.stdout]\nenabled = true\n[outputs.journald]\nenabled = false\n", s.interfaces, s.pins, s.socket(), s.config)
+		"[outputs.stdout]\nenabled = %t\n[outputs.journald]\nenabled = false\n", s.interfaces, s.pins, s.socket(), s.config, !s.quiet)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -128,6 +130,19 @@ func (s *setup) start(t testing.TB) *process {
 		}
 	})
 	go p.collect(bufio.NewScanner(out))
+	if s.quiet {
+		for deadline := time.Now().Add(patience); ; {
+			if response, err := p.get(http.MethodGet, "/healthz"); err == nil {
+				response.Body.Close()
+				if p.status().Measuring {
+					return p
+				}
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("flatd does not answer")
+			}
+		}
+	}
 	p.wait("its start", func(e event) bool { return e.Event.Action == "start" })
 	return p
 }

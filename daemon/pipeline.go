@@ -60,7 +60,7 @@ const (
 	// After records have come, more are let gather for so long: under load a
 	// wake-up then serves many events and not one. The kernel, for its part,
 	// wakes nobody meanwhile.
-	gatherTime = 2 * time.Millisecond
+	gatherTime = 10 * time.Millisecond
 	// How many records are read before the outputs' progress is looked at.
 	commitEvery = 1024
 )

@@ -72,6 +72,15 @@ func Fields() []Field { return slices.Clone(fields) }
 // with `_`, and without what a field name may not begin with.
 func (f Field) Journal() string { return f.journal }
 
+// fieldsOf returns those fields of the table that an event can have: those of
+// summaries come last.
+func fieldsOf(e *Event) []Field {
+	if e.Kind == KindSummary {
+		return fields
+	}
+	return fields[:len(fields)-len(summaryFields)]
+}
+
 // fields is filled once, so that no event pays for the names.
 var fields = func() []Field {
 	table := slices.Concat(baseFields, networkFields, placeFields, dnsFields, flatdFields, summaryFields)

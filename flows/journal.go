@@ -20,8 +20,9 @@ func (h *Host) AppendJournal(dst []byte, e *Event) []byte {
 	if id := e.MessageID(); id != "" {
 		dst = append(append(append(dst, "MESSAGE_ID="...), id...), '\n')
 	}
-	for i := range fields {
-		if f := &fields[i]; f.Path != messagePath {
+	table := fieldsOf(e)
+	for i := range table {
+		if f := &table[i]; f.Path != messagePath {
 			dst = f.appendJournal(dst, h, e)
 		}
 	}

@@ -12,32 +12,54 @@ import (
 // The bytes are printable, also on a terminal: whatever is not, such as an
 // interface name with control characters, is escaped.
 func (h *Host) AppendJSON(dst []byte, e *Event) []byte {
-	var open []string // the objects dst is within
+	table := fieldsOf(e)
+	last := -1 // the field before, of those that are known
 	dst = append(dst, '{')
-	for i := range fields {
-		f := &fields[i]
+	for i := range table {
 		mark := len(dst)
-		dst = f.appendKey(dst, open)
+		dst = append(dst, joints[last+1][i]...)
 		start := len(dst)
-		dst = f.appendJSON(dst, h, e)
+		dst = table[i].appendJSON(dst, h, e)
 		if len(dst) == start {
 			dst = dst[:mark]
 			continue
 		}
-		open = f.objects
+		last = i
 	}
-	return closeObjects(dst, len(open)+1)
+	if last >= 0 {
+		dst = closeObjects(dst, len(table[last].objects))
+	}
+	return append(dst, '}')
 }
 
-// appendKey leaves the open objects the field is not in, enters those it is in,
-// and writes its name.
-func (f *Field) appendKey(dst []byte, open []string) []byte {
+// joints holds what stands between the value of one field and that of another:
+// the ends of the objects that only the first is in, the starts of those that
+// only the second is in, and its name. The first index is that of the field
+// before plus one, 0 for none.
+var joints = func() [][]string {
+	all := make([][]string, len(fields)+1)
+	for before := range all {
+		all[before] = make([]string, len(fields))
+		for i := max(before-1, 0); i < len(fields); i++ {
+			all[before][i] = string(fields[i].appendKey(nil, before))
+		}
+	}
+	return all
+}()
+
+// appendKey leaves the objects of the field before that this one is not in,
+// enters those that it is in, and writes its name.
+func (f *Field) appendKey(dst []byte, before int) []byte {
+	var open []string
+	if before > 0 {
+		open = fields[before-1].objects
+	}
 	shared := 0
 	for shared < len(open) && shared < len(f.objects) && open[shared] == f.objects[shared] {
 		shared++
 	}
 	dst = closeObjects(dst, len(open)-shared)
-	if dst[len(dst)-1] != '{' {
+	if before > 0 {
 		dst = append(dst, ',')
 	}
 	for _, name := range f.objects[shared:] {
