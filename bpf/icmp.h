@@ -159,14 +159,13 @@ static __noinline int observe_icmp(struct __sk_buff *skb, __u32 network, __u32 t
 	if (request) {
 		struct flat_pending pending = new_request(h);
 
-		found = bpf_map_lookup_elem(table_of(side_of_request(h->direction)), &h->key);
-		remember(h, &pending, found, found && h->now - found->last_ns < udp_idle(h));
+		found = found_asking(h);
+		remember(h, &pending, found, is_current(h, found));
 		return 0;
 	}
 
 	struct answer a = new_answer(h, RESULT_ANSWERED, true);
 
-	found = bpf_map_lookup_elem(table_of(side_of_answer(h->direction)), &h->key);
-	answer(h, found, &a);
+	answer(h, found_answering(h), &a);
 	return 0;
 }

@@ -205,11 +205,30 @@ static __always_inline void own_socket(struct __sk_buff *skb, __u64 *cgroup, __u
 	*uid = *cgroup ? bpf_get_socket_uid(skb) : 0;
 }
 
+/* found_asking is what the tables hold of the request that a packet may be. */
+static __always_inline struct flat_pending *found_asking(struct half *h)
+{
+	return bpf_map_lookup_elem(table_of(side_of_request(h->direction)), &h->key);
+}
+
+/* found_answering is what they hold of the request that a packet may answer. */
+static __always_inline struct flat_pending *found_answering(struct half *h)
+{
+	return bpf_map_lookup_elem(table_of(side_of_answer(h->direction)), &h->key);
+}
+
+/* is_current tells an exchange that goes on from one that has long been over. */
+static __always_inline bool is_current(const struct half *h, const struct flat_pending *found)
+{
+	return found && h->now - found->last_ns < udp_idle(h);
+}
+
 /*
  * remember puts a request into its table. `old` is what the table holds under
- * this key, if anything; `again` says that this packet repeats that request.
+ * this key, if anything; `again` says that this packet repeats that request. It
+ * returns whether the request is a new one that is followed.
  */
-static __always_inline void remember(struct half *h, struct flat_pending *request,
+static __always_inline bool remember(struct half *h, struct flat_pending *request,
 				     struct flat_pending *old, bool again)
 {
 	enum flat_side side = side_of_request(h->direction);
@@ -219,11 +238,11 @@ static __always_inline void remember(struct half *h, struct flat_pending *reques
 		old->last_tsval = request->last_tsval;
 		old->repeats++;
 		count(COUNT_REPEATS);
-		return;
+		return false;
 	}
 	if (!wanted(h, side)) {
 		count(COUNT_FILTERED);
-		return;
+		return false;
 	}
 	if (old && (old->state == STATE_OPEN || old->state == STATE_HALF_OPEN))
 		count(COUNT_REPLACED);
@@ -233,6 +252,7 @@ static __always_inline void remember(struct half *h, struct flat_pending *reques
 	if (bpf_map_update_elem(table_of(side), &h->key, request, BPF_ANY))
 		count(COUNT_PENDING_FULL);
 	trace("request kind %d side %d id %x", h->key.kind, side, h->key.id);
+	return true;
 }
 
 static __always_inline __u64 next_sequence(void)

@@ -70,7 +70,7 @@ static __always_inline void observe_syn(struct half *h, const struct tcp_header 
 		request.first_tsval = bpf_ntohl(ts.value);
 		request.last_tsval = request.first_tsval;
 	}
-	found = bpf_map_lookup_elem(table_of(side_of_request(h->direction)), &h->key);
+	found = found_asking(h);
 	remember(h, &request, found, found && found->isn == request.isn);
 }
 
@@ -97,7 +97,7 @@ static __always_inline void observe_syn_ack(struct half *h, const struct tcp_hea
 {
 	struct answer a = new_answer(h, RESULT_ESTABLISHED, true);
 	enum flat_side side = side_of_answer(h->direction);
-	struct flat_pending *found = bpf_map_lookup_elem(table_of(side), &h->key);
+	struct flat_pending *found = found_answering(h);
 	struct tcp_timestamps ts;
 
 	if (found && !acknowledges(tcp, found)) {
@@ -117,8 +117,7 @@ static __always_inline void observe_syn_ack(struct half *h, const struct tcp_hea
 static __always_inline void observe_rst(struct half *h, const struct tcp_header *tcp)
 {
 	struct answer a = new_answer(h, RESULT_REFUSED, false);
-	struct flat_pending *found =
-		bpf_map_lookup_elem(table_of(side_of_answer(h->direction)), &h->key);
+	struct flat_pending *found = found_answering(h);
 
 	if (found && !acknowledges(tcp, found))
 		count(COUNT_WRONG_ACK);

@@ -71,9 +71,9 @@ static __always_inline void observe_dns(struct half *h, const struct udp_header 
 	if (!(dns.flags & DNS_QR) && is_dns_port(h->settings, udp->destination)) {
 		struct flat_pending request = new_request(h);
 
-		found = bpf_map_lookup_elem(table_of(side_of_request(h->direction)), &h->key);
-		remember(h, &request, found, found && h->now - found->last_ns < udp_idle(h));
-		remember_question(h, offset + sizeof(dns), question);
+		found = found_asking(h);
+		if (remember(h, &request, found, is_current(h, found)))
+			remember_question(h, offset + sizeof(dns), question);
 		return;
 	}
 	if (!(dns.flags & DNS_QR) || !is_dns_port(h->settings, udp->source)) {
@@ -86,8 +86,7 @@ static __always_inline void observe_dns(struct half *h, const struct udp_header 
 	a.rcode = dns.rcode & 0xf;
 	a.question_offset = offset + sizeof(dns);
 	a.question_length = question;
-	found = bpf_map_lookup_elem(table_of(side_of_answer(h->direction)), &h->key);
-	answer(h, found, &a);
+	answer(h, found_answering(h), &a);
 }
 
 /* RFC 9000, 14.1: a client's first datagram is at least this long. */
@@ -130,15 +129,11 @@ static __always_inline void observe_flow(struct half *h, const struct udp_header
 					 __u32 transport, __u32 length)
 {
 	void *answering = table_of(side_of_answer(h->direction));
-	void *asking = table_of(side_of_request(h->direction));
-	struct flat_pending request = new_request(h);
 	struct flat_pending *found;
 
-	if (is_quic(h->skb, transport + sizeof(*udp), length - sizeof(*udp)))
-		request.flags |= RECORD_QUIC;
 	set_exchange(h, KIND_UDP, udp->source, udp->destination, 0);
 
-	found = bpf_map_lookup_elem(answering, &h->key);
+	found = found_answering(h);
 	if (found && found->state == STATE_OPEN) {
 		struct answer a = new_answer(h, RESULT_ANSWERED, true);
 		struct flat_pending flow = *found;
@@ -151,7 +146,7 @@ static __always_inline void observe_flow(struct half *h, const struct udp_header
 			bpf_map_update_elem(answering, &h->key, &flow, BPF_NOEXIST);
 		return;
 	}
-	if (found && h->now - found->last_ns < udp_idle(h)) {
+	if (is_current(h, found)) {
 		found->last_ns = h->now;
 		count(found->state == STATE_REPORTED ? COUNT_LATE : COUNT_FLOW);
 		return;
@@ -159,13 +154,19 @@ static __always_inline void observe_flow(struct half *h, const struct udp_header
 	if (found)
 		bpf_map_delete_elem(answering, &h->key);
 
-	found = bpf_map_lookup_elem(asking, &h->key);
-	if (found && found->state == STATE_ANSWERED && h->now - found->last_ns < udp_idle(h)) {
+	found = found_asking(h);
+	if (is_current(h, found) && found->state == STATE_ANSWERED) {
 		found->last_ns = h->now;
 		count(COUNT_FLOW);
 		return;
 	}
-	remember(h, &request, found, found && h->now - found->last_ns < udp_idle(h));
+
+	struct flat_pending request = new_request(h);
+
+	if (!is_current(h, found) &&
+	    is_quic(h->skb, transport + sizeof(*udp), length - sizeof(*udp)))
+		request.flags |= RECORD_QUIC;
+	remember(h, &request, found, is_current(h, found));
 }
 
 static __noinline int observe_udp(struct __sk_buff *skb, __u32 network, __u32 transport,

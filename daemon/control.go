@@ -210,7 +210,8 @@ func (d *Daemon) follow(ctx context.Context, f *follower, stream *eventStream) {
 			continue
 		}
 		if missed := d.recent.takeMissed(f); missed > 0 {
-			_ = stream.write(d.pipeline.lossEvent(missed, fmt.Sprintf("this follower was too slow and missed %d events", missed)))
+			loss := d.pipeline.lossEvent(missed, fmt.Sprintf("this follower was too slow and missed %d events", missed))
+			_ = stream.write(&loss)
 		}
 		if stream.flush() != nil {
 			return

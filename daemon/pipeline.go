@@ -202,7 +202,7 @@ func (p *pipeline) tellLoss() error {
 		return err
 	}
 	p.log.Warn("the event ring was full; these exchanges are counted but not reported", "lost", lost)
-	p.emit(*p.lossEvent(lost, fmt.Sprintf("%d events lost: the ring in the kernel was full", lost)))
+	p.emit(p.lossEvent(lost, fmt.Sprintf("%d events lost: the ring in the kernel was full", lost)))
 	return p.state.TellLoss(lost)
 }
 
@@ -235,9 +235,8 @@ func (p *pipeline) status(action flows.Action, iface flows.Interface, message st
 }
 
 // lossEvent says that events were lost, and how many.
-func (p *pipeline) lossEvent(lost uint64, message string) *flows.Event {
-	e := p.statusEvent(&flows.Status{Action: flows.ActionLoss, Lost: lost, Message: message}, flows.Interface{})
-	return &e
+func (p *pipeline) lossEvent(lost uint64, message string) flows.Event {
+	return p.statusEvent(&flows.Status{Action: flows.ActionLoss, Lost: lost, Message: message}, flows.Interface{})
 }
 
 func (p *pipeline) statusEvent(s *flows.Status, iface flows.Interface) flows.Event {

@@ -97,7 +97,7 @@ func (d *Daemon) tellDrops(told map[string]uint64) {
 		lost := s.Dropped + s.Failed
 		if n := lost - told[s.Name]; n > 0 {
 			d.log.Warn("output lost events", "output", s.Name, "lost", n, "dropped", s.Dropped, "failed", s.Failed)
-			d.pipeline.emit(*d.pipeline.lossEvent(n, fmt.Sprintf("output %s lost %d events: its queue was full, or they were refused", s.Name, n)))
+			d.pipeline.emit(d.pipeline.lossEvent(n, fmt.Sprintf("output %s lost %d events: its queue was full, or they were refused", s.Name, n)))
 		}
 		told[s.Name] = lost
 	}
