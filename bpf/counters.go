@@ -18,6 +18,8 @@ const (
 	HalfOpen    = Counter(kernelFlatCounterCOUNT_HALF_OPEN)
 	Replaced    = Counter(kernelFlatCounterCOUNT_REPLACED)
 	PendingFull = Counter(kernelFlatCounterCOUNT_PENDING_FULL)
+	ResultOut   = Counter(kernelFlatCounterCOUNT_RESULT_OUT)
+	TimeoutOut  = Counter(kernelFlatCounterCOUNT_TIMEOUT_OUT)
 	TooFast     = Counter(kernelFlatCounterCOUNT_TOO_FAST)
 	SampledOut  = Counter(kernelFlatCounterCOUNT_SAMPLED_OUT)
 	RingFull    = Counter(kernelFlatCounterCOUNT_RING_FULL)
@@ -33,6 +35,8 @@ var counterNames = [countersMax]string{
 	kernelFlatCounterCOUNT_HALF_OPEN:      "half_open",
 	kernelFlatCounterCOUNT_REPLACED:       "replaced",
 	kernelFlatCounterCOUNT_PENDING_FULL:   "pending_full",
+	kernelFlatCounterCOUNT_RESULT_OUT:     "result_out",
+	kernelFlatCounterCOUNT_TIMEOUT_OUT:    "timeout_out",
 	kernelFlatCounterCOUNT_TOO_FAST:       "too_fast",
 	kernelFlatCounterCOUNT_SAMPLED_OUT:    "sampled_out",
 	kernelFlatCounterCOUNT_RING_FULL:      "ring_full",
@@ -90,6 +94,9 @@ func (s *State) Counters() (Counters, error) {
 			sums[i] += v
 		}
 	}
+	books := s.ledger.read()
+	sums[TimedOut] += books.timedOut
+	sums[HalfOpen] += books.halfOpen
 	return sums, nil
 }
 

@@ -6,7 +6,7 @@
  *
  * The books (each line holds at any moment, give or take packets in flight):
  *   requests = finished + timed_out + half_open + open now + replaced + pending_full
- *   finished = too_fast + sampled_out + ring_full + records read
+ *   finished = result_out + too_fast + sampled_out + ring_full + records read
  */
 #pragma once
 
@@ -18,6 +18,8 @@ enum flat_counter {
 	COUNT_HALF_OPEN,      /* TCP attempts from outside that were not completed; by user space */
 	COUNT_REPLACED,	      /* open exchanges whose five-tuple was used anew */
 	COUNT_PENDING_FULL,   /* requests that found no room in a pending table */
+	COUNT_RESULT_OUT,     /* finished with a result that the settings leave out */
+	COUNT_TIMEOUT_OUT,    /* of timed_out, those that the settings leave out; by user space */
 	COUNT_TOO_FAST,	      /* successes under min_duration */
 	COUNT_SAMPLED_OUT,    /* successes left out by sampling */
 	COUNT_RING_FULL,      /* finished exchanges that found no room in the ring */

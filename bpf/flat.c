@@ -31,18 +31,6 @@ char _license[] SEC("license") = "Dual BSD/GPL";
 const struct flat_dns_record *const type_record = 0;
 const enum flat_counter *const type_counter = 0;
 
-/*
- * opaque returns its argument. The verifier checks a global function by itself
- * and knows nothing of what it returns, so that with offsets that went through
- * here it need not check a handler anew for every path through the parser. The
- * handlers are not global: to let one have the skb takes BTF in the kernel.
- */
-__noinline __u32 opaque(__u32 value)
-{
-	asm volatile("" : "+r"(value)); /* or clang knows better */
-	return value;
-}
-
 /* Enough for Ethernet, two tags, IPv6 with some extension headers and TCP. */
 #define PULL_BYTES 256
 
@@ -51,6 +39,7 @@ static __always_inline int observe(struct __sk_buff *skb, enum direction directi
 	__u32 direction_trait = direction == EGRESS ? TRAIT_EGRESS : 0;
 	struct packet p = {.traits = direction_trait};
 	int parsed = parse(skb, &p, link);
+	__u64 place;
 
 	if (parsed == -COUNT_TRUNCATED) {
 		/* The headers may lie beyond the linear part of the buffer. */
@@ -67,18 +56,19 @@ static __always_inline int observe(struct __sk_buff *skb, enum direction directi
 		count(-parsed);
 		return NEXT;
 	}
-	p.network = opaque(p.network);
-	p.transport = opaque(p.transport);
-	p.length = opaque(p.length);
-	p.traits = opaque(p.traits);
+	if (p.length > 0xffff) {
+		count(COUNT_MALFORMED); /* shorter than its IP header */
+		return NEXT;
+	}
+	place = opaque(pack(&p));
 	if (parsed == PARSED_AWAITED)
-		observe_ack(skb, p.network, p.transport, p.traits);
+		observe_ack(skb, place, direction);
 	else if (p.protocol == IPPROTO_TCP)
-		observe_tcp(skb, p.network, p.transport, p.length, p.traits);
+		observe_tcp(skb, place, direction);
 	else if (p.protocol == IPPROTO_UDP)
-		observe_udp(skb, p.network, p.transport, p.length, p.traits);
+		observe_udp(skb, place, direction);
 	else
-		observe_icmp(skb, p.network, p.transport, p.length, p.traits);
+		observe_icmp(skb, place, direction);
 	return NEXT;
 }
 

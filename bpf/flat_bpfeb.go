@@ -28,30 +28,32 @@ const (
 	kernelFlatCounterCOUNT_HALF_OPEN      kernelFlatCounter = 3
 	kernelFlatCounterCOUNT_REPLACED       kernelFlatCounter = 4
 	kernelFlatCounterCOUNT_PENDING_FULL   kernelFlatCounter = 5
-	kernelFlatCounterCOUNT_TOO_FAST       kernelFlatCounter = 6
-	kernelFlatCounterCOUNT_SAMPLED_OUT    kernelFlatCounter = 7
-	kernelFlatCounterCOUNT_RING_FULL      kernelFlatCounter = 8
-	kernelFlatCounterCOUNT_HISTOGRAM_FULL kernelFlatCounter = 9
-	kernelFlatCounterCOUNT_REPEATS        kernelFlatCounter = 10
-	kernelFlatCounterCOUNT_LOSS_TOLD      kernelFlatCounter = 11
-	kernelFlatCounterCOUNT_ASLEEP         kernelFlatCounter = 12
-	kernelFlatCounterCOUNT_FILTERED       kernelFlatCounter = 13
-	kernelFlatCounterCOUNT_UNMATCHED      kernelFlatCounter = 14
-	kernelFlatCounterCOUNT_WRONG_ACK      kernelFlatCounter = 15
-	kernelFlatCounterCOUNT_LATE           kernelFlatCounter = 16
-	kernelFlatCounterCOUNT_FLOW           kernelFlatCounter = 17
-	kernelFlatCounterCOUNT_NOT_IP         kernelFlatCounter = 18
-	kernelFlatCounterCOUNT_PROTOCOL       kernelFlatCounter = 19
-	kernelFlatCounterCOUNT_ICMP_OTHER     kernelFlatCounter = 20
-	kernelFlatCounterCOUNT_FRAGMENT       kernelFlatCounter = 21
-	kernelFlatCounterCOUNT_TRUNCATED      kernelFlatCounter = 22
-	kernelFlatCounterCOUNT_MALFORMED      kernelFlatCounter = 23
-	kernelFlatCounterCOUNT_EXTENSIONS     kernelFlatCounter = 24
-	kernelFlatCounterCOUNT_MULTICAST      kernelFlatCounter = 25
-	kernelFlatCounterCOUNT_DNS_OTHER      kernelFlatCounter = 26
-	kernelFlatCounterCOUNT_QUOTE          kernelFlatCounter = 27
-	kernelFlatCounterCOUNT_AWAITING_FULL  kernelFlatCounter = 28
-	kernelFlatCounterCOUNTERS_MAX         kernelFlatCounter = 29
+	kernelFlatCounterCOUNT_RESULT_OUT     kernelFlatCounter = 6
+	kernelFlatCounterCOUNT_TIMEOUT_OUT    kernelFlatCounter = 7
+	kernelFlatCounterCOUNT_TOO_FAST       kernelFlatCounter = 8
+	kernelFlatCounterCOUNT_SAMPLED_OUT    kernelFlatCounter = 9
+	kernelFlatCounterCOUNT_RING_FULL      kernelFlatCounter = 10
+	kernelFlatCounterCOUNT_HISTOGRAM_FULL kernelFlatCounter = 11
+	kernelFlatCounterCOUNT_REPEATS        kernelFlatCounter = 12
+	kernelFlatCounterCOUNT_LOSS_TOLD      kernelFlatCounter = 13
+	kernelFlatCounterCOUNT_ASLEEP         kernelFlatCounter = 14
+	kernelFlatCounterCOUNT_FILTERED       kernelFlatCounter = 15
+	kernelFlatCounterCOUNT_UNMATCHED      kernelFlatCounter = 16
+	kernelFlatCounterCOUNT_WRONG_ACK      kernelFlatCounter = 17
+	kernelFlatCounterCOUNT_LATE           kernelFlatCounter = 18
+	kernelFlatCounterCOUNT_FLOW           kernelFlatCounter = 19
+	kernelFlatCounterCOUNT_NOT_IP         kernelFlatCounter = 20
+	kernelFlatCounterCOUNT_PROTOCOL       kernelFlatCounter = 21
+	kernelFlatCounterCOUNT_ICMP_OTHER     kernelFlatCounter = 22
+	kernelFlatCounterCOUNT_FRAGMENT       kernelFlatCounter = 23
+	kernelFlatCounterCOUNT_TRUNCATED      kernelFlatCounter = 24
+	kernelFlatCounterCOUNT_MALFORMED      kernelFlatCounter = 25
+	kernelFlatCounterCOUNT_EXTENSIONS     kernelFlatCounter = 26
+	kernelFlatCounterCOUNT_MULTICAST      kernelFlatCounter = 27
+	kernelFlatCounterCOUNT_DNS_OTHER      kernelFlatCounter = 28
+	kernelFlatCounterCOUNT_QUOTE          kernelFlatCounter = 29
+	kernelFlatCounterCOUNT_AWAITING_FULL  kernelFlatCounter = 30
+	kernelFlatCounterCOUNTERS_MAX         kernelFlatCounter = 31
 )
 
 type kernelFlatDnsRecord struct {
@@ -121,6 +123,7 @@ type kernelFlatOptions struct {
 	Flags           uint32
 	SkipKinds       uint32
 	SkipSides       uint32
+	SkipResults     uint32
 	Generation      uint32
 	PortRangesCount uint32
 	PortRanges      [16]struct {
@@ -129,6 +132,7 @@ type kernelFlatOptions struct {
 		Last  uint16
 	}
 	DnsPorts [8]uint16
+	_        [4]byte
 }
 
 type kernelFlatPending struct {
@@ -148,7 +152,8 @@ type kernelFlatPending struct {
 	State      uint8
 	Ttl        uint8
 	Flags      uint8
-	Reserved   [7]uint8
+	Reserved   [3]uint8
+	Answers    uint32
 }
 
 type kernelFlatQuestion struct {

@@ -37,36 +37,61 @@ union quoted {
 	struct icmp_echo echo;
 };
 
-/* quoted_protocol finds the quoted transport header and which it is, or returns -1. */
-static __always_inline int quoted_protocol(struct half *h, __u32 quote, __u32 *transport)
-{
-	__u8 octet, protocol;
+/* What an error says of the packet that it quotes. */
+struct quote {
+	__u32 transport; /* offset of the transport header */
+	__u8 protocol;
+};
 
-	if (h->ipv6) {
-		*transport = quote + sizeof(struct ipv6hdr);
-		if (bpf_skb_load_bytes(h->skb, quote + 6, &protocol, 1))
-			return -1;
-		return protocol;
+/* The quoted headers may lie anywhere in the packet, so they are copied out. */
+static __always_inline bool read_quoted_ipv4(struct half *h, __u32 offset, struct quote *q)
+{
+	struct iphdr ip;
+
+	if (bpf_skb_load_bytes(h->skb, offset, &ip, sizeof(ip)) || ip.frag_off & bpf_htons(0x1fff))
+		return false;
+	set_ipv4(h, &ip);
+	q->protocol = ip.protocol;
+	q->transport = offset + (first_octet(&ip) & 0xf) * 4;
+	return true;
+}
+
+static __always_inline bool read_quoted_ipv6(struct half *h, __u32 offset, struct quote *q)
+{
+	struct ipv6hdr ip;
+
+	if (bpf_skb_load_bytes(h->skb, offset, &ip, sizeof(ip)))
+		return false;
+	set_ipv6(h, &ip);
+	q->protocol = ip.nexthdr;
+	q->transport = offset + sizeof(ip);
+	for (int i = 0; i < EXTENSIONS_MAX && is_extension(q->protocol); i++) {
+		struct extension ext;
+		__u32 size;
+
+		if (bpf_skb_load_bytes(h->skb, q->transport, &ext, sizeof(ext)))
+			return false;
+		size = extension_size(q->protocol, &ext);
+		if (!size)
+			return false;
+		q->protocol = opaque(ext.next);
+		q->transport = opaque(q->transport + size);
 	}
-	if (bpf_skb_load_bytes(h->skb, quote, &octet, 1) ||
-	    bpf_skb_load_bytes(h->skb, quote + 9, &protocol, 1))
-		return -1;
-	*transport = quote + (octet & 0xf) * 4;
-	return protocol;
+	return true;
 }
 
 /* set_quoted makes the key that of the request that an error quotes. */
-static __always_inline bool set_quoted(struct half *h, __u32 quote, __u32 *sequence)
+static __always_inline bool set_quoted(struct half *h, __u32 offset, __u32 *sequence)
 {
-	__u32 transport;
+	struct quote quote;
 	union quoted q;
 	__be16 dns_id;
-	int protocol = quoted_protocol(h, quote, &transport);
 
-	if (protocol < 0 || !set_addresses(h, quote) ||
-	    bpf_skb_load_bytes(h->skb, transport, &q, sizeof(q)))
+	if (!(h->ipv6 ? read_quoted_ipv6(h, offset, &quote)
+		      : read_quoted_ipv4(h, offset, &quote)) ||
+	    bpf_skb_load_bytes(h->skb, quote.transport, &q, sizeof(q)))
 		return false;
-	switch (protocol) {
+	switch (quote.protocol) {
 	case IPPROTO_TCP:
 		set_exchange(h, KIND_TCP, q.ports.source, q.ports.destination, 0);
 		*sequence = bpf_ntohl(q.ports.sequence);
@@ -76,7 +101,8 @@ static __always_inline bool set_quoted(struct half *h, __u32 quote, __u32 *seque
 			set_exchange(h, KIND_UDP, q.ports.source, q.ports.destination, 0);
 			return true;
 		}
-		if (bpf_skb_load_bytes(h->skb, transport + sizeof(q), &dns_id, sizeof(dns_id)))
+		if (bpf_skb_load_bytes(h->skb, quote.transport + sizeof(q), &dns_id,
+				       sizeof(dns_id)))
 			return false;
 		set_exchange(h, KIND_DNS, q.ports.source, q.ports.destination, bpf_ntohs(dns_id));
 		return true;
@@ -91,13 +117,11 @@ static __always_inline bool set_quoted(struct half *h, __u32 quote, __u32 *seque
 }
 
 /* observe_error finishes the request that an error quotes. */
-static __always_inline void observe_error(struct half *h, __u32 transport,
-					  const struct icmp_echo *icmp)
+static __always_inline void observe_error(struct half *h, const struct icmp_echo *icmp)
 {
 	struct answer a = new_answer(h, RESULT_UNREACHABLE, false);
 	enum flat_side side = side_of_answer(h->direction);
 	struct flat_pending *found;
-	struct flat_pending reported;
 	__u32 sequence = 0;
 	bool known;
 
@@ -106,7 +130,7 @@ static __always_inline void observe_error(struct half *h, __u32 transport,
 	a.ttl = 0; /* a router's, as a rule */
 	/* What is quoted went the other way. */
 	h->direction = h->direction == EGRESS ? INGRESS : EGRESS;
-	known = set_quoted(h, transport + sizeof(*icmp), &sequence);
+	known = set_quoted(h, h->transport + sizeof(*icmp), &sequence);
 	h->direction = h->direction == EGRESS ? INGRESS : EGRESS;
 
 	found = known ? bpf_map_lookup_elem(table_of(side), &h->key) : 0;
@@ -116,51 +140,47 @@ static __always_inline void observe_error(struct half *h, __u32 transport,
 		return;
 	}
 	/* TCP goes on trying all the same; that is not to be a new attempt. */
-	reported = *found;
-	reported.state = STATE_REPORTED;
-	if (finish(h, side, found, &a))
-		bpf_map_update_elem(table_of(side), &h->key, &reported, BPF_NOEXIST);
+	a.keep = STATE_REPORTED;
+	finish(h, side, found, &a);
 }
 
-static __noinline int observe_icmp(struct __sk_buff *skb, __u32 network, __u32 transport,
-				   __u32 length, __u32 traits)
+__subprogram int observe_icmp(struct __sk_buff *skb, __u64 place, enum direction direction)
 {
 	struct half half, *h = &half;
-	struct flat_pending *found;
-	struct icmp_echo echo;
+	const struct icmp_echo *echo;
 	bool request, reply;
 
-	if (!take(h, skb, network, traits))
+	if (!take(h, skb, place, direction))
 		return 0;
-	if (bpf_skb_load_bytes(skb, transport, &echo, sizeof(echo))) {
+	echo = packet_at(skb, h->transport, sizeof(*echo));
+	if (!echo) {
 		count(COUNT_TRUNCATED);
 		return 0;
 	}
-	if (is_error(h->ipv6, echo.type, echo.code)) {
-		observe_error(h, transport, &echo);
+	if (is_error(h->ipv6, echo->type, echo->code)) {
+		observe_error(h, echo);
 		return 0;
 	}
-	request = echo.type == (h->ipv6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO_REQUEST);
-	reply = echo.type == (h->ipv6 ? ICMPV6_ECHO_REPLY : ICMP_ECHO_REPLY);
+	request = echo->type == (h->ipv6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO_REQUEST);
+	reply = echo->type == (h->ipv6 ? ICMPV6_ECHO_REPLY : ICMP_ECHO_REPLY);
 	if (!request && !reply) {
 		count(COUNT_ICMP_OTHER);
 		return 0;
 	}
-	if (length < sizeof(echo)) {
+	if (h->length < sizeof(*echo)) {
 		count(COUNT_MALFORMED);
 		return 0;
 	}
-	if (h->group) {
+	if (to_group(h)) {
 		count(COUNT_MULTICAST);
 		return 0;
 	}
-	set_exchange(h, KIND_ICMP, 0, 0, echo_id(&echo));
+	set_exchange(h, KIND_ICMP, 0, 0, echo_id(echo));
 
 	if (request) {
 		struct flat_pending pending = new_request(h);
 
-		found = found_asking(h);
-		remember(h, &pending, found, is_current(h, found));
+		remember(h, &pending, 0);
 		return 0;
 	}
 

@@ -62,7 +62,8 @@ struct flat_pending {
 	__u8 state; /* enum flat_state */
 	__u8 ttl;
 	__u8 flags; /* enum flat_record_flags */
-	__u8 reserved[7];
+	__u8 reserved[3];
+	__u32 answers; /* STATE_HALF_OPEN: further SYN/ACKs */
 };
 
 /* The question of a DNS request, for one that is never answered. */
@@ -147,10 +148,7 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } flat_histograms SEC(".maps");
 
-/*
- * A lock and not an atomic addition: those that return the old value need
- * Linux 5.12, and flatd loads on 5.10.
- */
+/* The lock is for Linux before 5.12, which has no atomic addition that returns the old value. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);

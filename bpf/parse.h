@@ -17,6 +17,18 @@
 #include "awaiting.h"
 #include "counters.h"
 
+/*
+ * opaque returns its argument. The verifier checks a global function by itself
+ * and knows nothing of what it returns, so that with offsets that went through
+ * here it need not check a handler anew for every path through the parser. The
+ * handlers are not global: to let one have the skb takes BTF in the kernel.
+ */
+__noinline __u64 opaque(__u64 value)
+{
+	asm volatile("" : "+r"(value)); /* or clang knows better */
+	return value;
+}
+
 #define VLAN_TAGS_MAX 2
 #define EXTENSIONS_MAX 6
 
@@ -38,15 +50,12 @@ struct cursor {
 	__u32 offset; /* of pos; subtracting packet pointers would take CAP_PERFMON */
 };
 
-/*
- * Where things are in a packet. Offsets and not pointers, so that the handlers
- * can be functions of their own: on Linux 5.10 those take scalars alone.
- */
+/* What parse() finds out. Offsets are from the start of the packet. */
 struct packet {
 	__u32 network;	 /* offset of the IP header */
 	__u32 transport; /* offset of the TCP, UDP or ICMP header, whose fixed part is there */
 	__u32 length;	 /* of transport header and payload, by the IP header */
-	__u32 traits;	 /* enum trait, and the outermost VLAN id in the upper half */
+	__u32 traits;	 /* enum trait, and the outermost VLAN id above them */
 	__u32 source;	 /* fold_addr() of the source address */
 	__u8 protocol;
 };
@@ -57,7 +66,33 @@ enum trait {
 	TRAIT_GROUP = 1 << 2, /* sent to an Ethernet group address */
 };
 
-#define TRAIT_VLAN_SHIFT 16
+#define TRAIT_VLAN_SHIFT 4
+
+/*
+ * A place is a struct packet in one number: offset of the IP header, offset of
+ * the transport header, length and traits, 16 bits each from the lowest. Numbers
+ * can be made opaque() to the verifier, structures cannot.
+ */
+#define OFFSET_MAX 0x3fff
+
+static __always_inline __u64 pack(const struct packet *p)
+{
+	return (__u64)p->traits << 48 | (__u64)p->length << 32 | p->transport << 16 | p->network;
+}
+
+/*
+ * packet_at returns where the bytes at an offset are, or 0 if they are not all
+ * in the linear part of the packet.
+ */
+static __always_inline const void *packet_at(const struct __sk_buff *skb, __u64 offset, __u32 size)
+{
+	const void *pos;
+
+	barrier_var(offset); /* or clang drops the bound that the verifier wants to see */
+	pos = (void *)(long)skb->data + (offset & OFFSET_MAX);
+	barrier_var(pos);
+	return pos + size > (void *)(long)skb->data_end ? 0 : pos;
+}
 
 /* What parse() made of a packet. A negative value is minus an enum flat_counter. */
 enum parsed {
@@ -185,6 +220,23 @@ struct extension {
 	__be32 rest;
 };
 
+static __always_inline bool is_extension(__u8 protocol)
+{
+	return protocol == IPPROTO_HOPOPTS || protocol == IPPROTO_ROUTING ||
+	       protocol == IPPROTO_DSTOPTS || protocol == IPPROTO_FRAGMENT ||
+	       protocol == IPPROTO_AH;
+}
+
+/* extension_size returns the octets of an extension header, 0 for a later fragment. */
+static __always_inline __u32 extension_size(__u8 protocol, const struct extension *ext)
+{
+	if (protocol == IPPROTO_FRAGMENT)
+		return ext->fragment & bpf_htons(0xfff8) ? 0 : 8;
+	if (protocol == IPPROTO_AH)
+		return 8 + 4 * (__u32)ext->length;
+	return 8 + 8 * (__u32)ext->length;
+}
+
 static __always_inline int parse_ipv6(struct cursor *c, struct packet *p)
 {
 	struct ipv6hdr *ip = c->pos;
@@ -206,22 +258,16 @@ static __always_inline int parse_ipv6(struct cursor *c, struct packet *p)
 		struct extension *ext = c->pos;
 		__u32 size;
 
-		if (p->protocol != IPPROTO_HOPOPTS && p->protocol != IPPROTO_ROUTING &&
-		    p->protocol != IPPROTO_DSTOPTS && p->protocol != IPPROTO_FRAGMENT &&
-		    p->protocol != IPPROTO_AH)
+		if (!is_extension(p->protocol))
 			break;
 		if (i == EXTENSIONS_MAX)
 			return -COUNT_EXTENSIONS;
 		if ((void *)(ext + 1) > c->end)
 			return -COUNT_TRUNCATED;
-		size = 8 + 8 * (__u32)ext->length;
-		if (p->protocol == IPPROTO_AH)
-			size = 8 + 4 * (__u32)ext->length;
-		if (p->protocol == IPPROTO_FRAGMENT) {
-			if (ext->fragment & bpf_htons(0xfff8))
-				return -COUNT_FRAGMENT;
-			size = 8;
-		}
+		size = extension_size(p->protocol, ext);
+		if (!size)
+			return -COUNT_FRAGMENT;
+		size = opaque(size) & 0xfff; /* one way on for all of them */
 		p->protocol = ext->next;
 		length -= size;
 		advance(c, size);
@@ -270,6 +316,8 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p, enum l
 		return c.pos + sizeof(struct udp_header) > c.end ? -COUNT_TRUNCATED : PARSED;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
+		if ((p->protocol == IPPROTO_ICMPV6) != !!(p->traits & TRAIT_IPV6))
+			return -COUNT_PROTOCOL;
 		return c.pos + sizeof(struct icmp_echo) > c.end ? -COUNT_TRUNCATED : PARSED;
 	}
 	return -COUNT_PROTOCOL;

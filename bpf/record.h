@@ -35,6 +35,7 @@ enum flat_record_flags {
 	RECORD_RTT = 1 << 0,	   /* rtt_ns is known */
 	RECORD_AMBIGUOUS = 1 << 1, /* retransmitted: which request was answered is not known */
 	RECORD_QUIC = 1 << 2,	   /* the request was a QUIC long-header packet */
+	RECORD_TRUNCATED = 1 << 3, /* the DNS answer was cut short (TC; RFC 1035, 4.1.1) */
 };
 
 /* An address is 16 bytes, IPv4 mapped into IPv6 (RFC 4291, 2.5.5.2). */

@@ -22,23 +22,42 @@ const (
 type Settings struct {
 	SkipKinds   []uint8 // enum flat_kind
 	SkipSides   []uint8 // enum flat_side
+	SkipResults []Result
 	UDPIdle     time.Duration
 	MinDuration time.Duration
 	Sample      uint32 // report one success in this many
 	MatchHost   bool   // answers may arrive on another interface
 	DNSPorts    []uint16
 	Ports       []PortRange // of the responder; none means all
-	// Include and Exclude are about the peer's address; the longest prefix
-	// decides. With any Include, other peers are left out.
-	Include, Exclude []netip.Prefix
+	Remote      Nets        // the peer's address
+	Local       Nets        // this host's address
 }
+
+// Nets say which addresses are measured; the longest prefix decides. With any
+// Include, all others are left out.
+type Nets struct{ Include, Exclude []netip.Prefix }
+
+func (n Nets) all() int { return len(n.Include) + len(n.Exclude) }
+
+// Result is how an exchange ended: enum flat_result, or 16 + response code for
+// a DNS answer.
+type Result uint8
+
+// DNSResult is the Result of a DNS answer with this response code.
+func DNSResult(rcode uint8) Result { return Result(16 + rcode&0xf) }
 
 // PortRange has both its ends included.
 type PortRange struct{ First, Last uint16 }
 
 const (
-	includeListed = 1 << 0 // SETTING_INCLUDE_LISTED
-	matchHost     = 1 << 1 // SETTING_MATCH_HOST
+	matchHost    = 1 << 0 // SETTING_MATCH_HOST
+	remoteNets   = 1 << 1 // SETTING_REMOTE_NETS
+	localNets    = 1 << 2 // SETTING_LOCAL_NETS
+	remoteListed = 1 << 3 // SETTING_REMOTE_LISTED
+	localListed  = 1 << 4 // SETTING_LOCAL_LISTED
+
+	endRemote = uint32(0) // END_REMOTE
+	endLocal  = uint32(1) // END_LOCAL
 
 	netInclude = uint32(1) // NET_INCLUDE
 	netExclude = uint32(2) // NET_EXCLUDE
@@ -74,6 +93,9 @@ func (s *State) RenewLease(until uint64) error {
 	return s.setOptions(options)
 }
 
+// Lease is until when the programs work, as RenewLease has it.
+func (s *State) Lease() uint64 { return s.options.LeaseUntilNs }
+
 func (s *State) setOptions(o kernelFlatOptions) error {
 	if err := s.maps.FlatSettings.Update(uint32(0), o, ebpf.UpdateAny); err != nil {
 		return fmt.Errorf("write settings: %w", err)
@@ -101,20 +123,21 @@ func (settings Settings) options() (kernelFlatOptions, error) {
 	if len(settings.Ports) > MaxPortRanges {
 		return o, fmt.Errorf("%d port ranges: at most %d", len(settings.Ports), MaxPortRanges)
 	}
-	if n := len(settings.Include) + len(settings.Exclude); n > MaxNets {
+	if n := settings.Remote.all() + settings.Local.all(); n > MaxNets {
 		return o, fmt.Errorf("%d prefixes to include and exclude: at most %d", n, MaxNets)
 	}
 	if settings.MatchHost {
 		o.Flags |= matchHost
 	}
-	if len(settings.Include) > 0 {
-		o.Flags |= includeListed
-	}
+	o.Flags |= settings.Remote.flags(remoteNets, remoteListed) | settings.Local.flags(localNets, localListed)
 	for _, k := range settings.SkipKinds {
 		o.SkipKinds |= 1 << k
 	}
 	for _, side := range settings.SkipSides {
 		o.SkipSides |= 1 << side
+	}
+	for _, r := range settings.SkipResults {
+		o.SkipResults |= 1 << r
 	}
 	for i, p := range settings.DNSPorts {
 		o.DnsPorts[i] = networkOrder(p)
@@ -132,20 +155,32 @@ func networkOrder(port uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, port))
 }
 
+func (n Nets) flags(any, listed uint32) (flags uint32) {
+	if n.all() > 0 {
+		flags |= any
+	}
+	if len(n.Include) > 0 {
+		flags |= listed
+	}
+	return flags
+}
+
 func (s *State) addNets(generation uint32, settings Settings) error {
-	add := func(prefixes []netip.Prefix, verdict uint32) error {
+	add := func(end uint32, prefixes []netip.Prefix, verdict uint32) error {
 		for _, p := range prefixes {
-			if err := s.maps.FlatNets.Update(netKey(generation, p), verdict, ebpf.UpdateAny); err != nil {
+			if err := s.maps.FlatNets.Update(netKey(generation, end, p), verdict, ebpf.UpdateAny); err != nil {
 				return fmt.Errorf("add prefix %s to the filter: %w", p, err)
 			}
 		}
 		return nil
 	}
-	return errors.Join(add(settings.Include, netInclude), add(settings.Exclude, netExclude))
+	return errors.Join(
+		add(endRemote, settings.Remote.Include, netInclude), add(endRemote, settings.Remote.Exclude, netExclude),
+		add(endLocal, settings.Local.Include, netInclude), add(endLocal, settings.Local.Exclude, netExclude))
 }
 
-func netKey(generation uint32, p netip.Prefix) kernelFlatNet {
-	key := kernelFlatNet{PrefixBits: 32 + uint32(p.Bits()), Table: generation * 2}
+func netKey(generation, end uint32, p netip.Prefix) kernelFlatNet {
+	key := kernelFlatNet{PrefixBits: 32 + uint32(p.Bits()), Table: generation*4 + end*2}
 	if p.Addr().Is4() {
 		key.PrefixBits += 96
 	} else {
@@ -161,7 +196,7 @@ func (s *State) clearNets(stale func(generation uint32) bool) error {
 	var gone []kernelFlatNet
 	entries := s.maps.FlatNets.Iterate()
 	for entries.Next(&key, &verdict) {
-		if stale(key.Table / 2) {
+		if stale(key.Table / 4) {
 			gone = append(gone, key)
 		}
 	}

@@ -13,10 +13,14 @@
 #define UDP_IDLE_DEFAULT_NS (30ULL * 1000 * 1000 * 1000)
 
 enum flat_settings_flags {
-	/* Only peers that a flat_nets prefix includes, not all but the excluded. */
-	SETTING_INCLUDE_LISTED = 1 << 0,
 	/* Match an answer on whichever interface it arrives. */
-	SETTING_MATCH_HOST = 1 << 1,
+	SETTING_MATCH_HOST = 1 << 0,
+	/* flat_nets has prefixes for this end of an exchange. */
+	SETTING_REMOTE_NETS = 1 << 1,
+	SETTING_LOCAL_NETS = 1 << 2,
+	/* Only addresses that a prefix includes, not all but the excluded. */
+	SETTING_REMOTE_LISTED = 1 << 3,
+	SETTING_LOCAL_LISTED = 1 << 4,
 };
 
 struct flat_port_range {
@@ -32,10 +36,17 @@ struct flat_options {
 	__u32 flags;		 /* enum flat_settings_flags */
 	__u32 skip_kinds;	 /* bit 1 << enum flat_kind */
 	__u32 skip_sides;	 /* bit 1 << enum flat_side */
+	__u32 skip_results;	 /* bit 1 << enum flat_result, for a DNS answer 1 << (16 + rcode) */
 	__u32 generation;	 /* the flat_nets entries in force */
 	__u32 port_ranges_count; /* 0: every port */
 	struct flat_port_range port_ranges[PORT_RANGES_MAX]; /* of the responder */
 	__be16 dns_ports[DNS_PORTS_MAX];		     /* first one 0: port 53; ends at a 0 */
+};
+
+/* An end of an exchange, as this host sees it (struct flat_key). */
+enum flat_end {
+	END_REMOTE = 0,
+	END_LOCAL = 1,
 };
 
 /* flat_nets: longest prefix wins. */
@@ -46,6 +57,7 @@ enum flat_net_verdict {
 
 struct flat_net {
 	__u32 prefix_bits; /* 32 for the table, then those of the address */
-	__u32 table;	   /* generation * 2, + 1 for IPv6, so that ::/0 is not about IPv4 */
+	__u32 table;	   /* generation * 4 + enum flat_end * 2, + 1 for IPv6, so that ::/0 is
+			    * not about IPv4 */
 	union flat_addr addr;
 };

@@ -13,40 +13,48 @@
 #define TCP_OPTION_TIMESTAMPS 8 /* RFC 7323, 3.2 */
 #define TCP_OPTIONS_MAX 8
 
-struct tcp_option {
+struct tcp_timestamps {
 	__u8 kind;
 	__u8 length;
-};
-
-struct tcp_timestamps {
 	__be32 value;
 	__be32 echo;
-};
+} __attribute__((packed));
 
-/* read_timestamps finds the timestamps option, or returns false. */
-static __always_inline bool read_timestamps(struct __sk_buff *skb, __u32 transport, __u32 header,
-					    struct tcp_timestamps *ts)
+/*
+ * find_timestamps returns the offset of the timestamps option among the options
+ * from pos to end, or 0.
+ */
+__subprogram __u64 find_timestamps(struct __sk_buff *skb, __u64 pos, __u64 end)
 {
-	__u32 pos = sizeof(struct tcp_header);
-
+#pragma unroll /* clang's own way to turn the loop is one that Linux 5.10 does not follow */
 	for (int i = 0; i < TCP_OPTIONS_MAX; i++) {
-		struct tcp_option option;
+		const struct tcp_timestamps *option = packet_at(skb, pos, 2);
 
-		if (pos + sizeof(option) > header ||
-		    bpf_skb_load_bytes(skb, transport + pos, &option, sizeof(option)) ||
-		    option.kind == TCP_OPTION_END)
-			return false;
-		if (option.kind == TCP_OPTION_TIMESTAMPS && option.length == 10)
-			return pos + 10 <= header &&
-			       !bpf_skb_load_bytes(skb, transport + pos + 2, ts, sizeof(*ts));
-		if (option.kind == TCP_OPTION_NOP)
+		if (!option || pos + 2 > end || option->kind == TCP_OPTION_END)
+			return 0;
+		if (option->kind == TCP_OPTION_TIMESTAMPS)
+			return option->length == sizeof(*option) && pos + sizeof(*option) <= end
+				       ? pos
+				       : 0;
+		if (option->kind == TCP_OPTION_NOP)
 			pos += 1;
-		else if (option.length >= 2)
-			pos += option.length;
+		else if (option->length >= 2)
+			pos += option->length;
 		else
-			return false;
+			return 0;
+		pos = opaque(pos);
 	}
-	return false;
+	return 0;
+}
+
+/* timestamps_of returns the timestamps option of a segment, or 0. */
+static __always_inline const struct tcp_timestamps *timestamps_of(const struct half *h,
+								  const struct tcp_header *tcp)
+{
+	__u64 end = h->transport + (tcp->offset >> 4) * 4;
+	__u64 found = opaque(find_timestamps(h->skb, h->transport + sizeof(*tcp), end));
+
+	return found ? packet_at(h->skb, found, sizeof(struct tcp_timestamps)) : 0;
 }
 
 /* An answer acknowledges the SYN, and its data as far as it took them (RFC 7413). */
@@ -57,48 +65,66 @@ static __always_inline bool acknowledges(const struct tcp_header *tcp,
 	       bpf_ntohl(tcp->acknowledgment) - found->isn - 1 <= found->payload;
 }
 
-static __always_inline void observe_syn(struct half *h, const struct tcp_header *tcp,
-					__u32 transport, __u32 header, __u32 length)
+static __always_inline void observe_syn(struct half *h, const struct tcp_header *tcp)
 {
 	struct flat_pending request = new_request(h);
-	struct flat_pending *found;
-	struct tcp_timestamps ts;
+	const struct tcp_timestamps *ts = timestamps_of(h, tcp);
 
 	request.isn = bpf_ntohl(tcp->sequence);
-	request.payload = length - header;
-	if (read_timestamps(h->skb, transport, header, &ts)) {
-		request.first_tsval = bpf_ntohl(ts.value);
+	request.payload = h->length - (tcp->offset >> 4) * 4;
+	if (ts) {
+		request.first_tsval = bpf_ntohl(ts->value);
 		request.last_tsval = request.first_tsval;
 	}
-	found = found_asking(h);
-	remember(h, &request, found, found && found->isn == request.isn);
+	remember(h, &request, 0);
+}
+
+/* The slot of a connection from outside, whichever way this packet goes. */
+static __always_inline __u32 slot_of_peer(struct half *h)
+{
+	return slot_hash(fold_addr(h->key.remote.words), h->key.remote_port, h->key.local_port);
 }
 
 /* await_completion notes that this host has answered a SYN from outside. */
 static __always_inline void await_completion(struct half *h, struct flat_pending *found,
 					     const struct tcp_header *tcp)
 {
-	__u32 slot = slot_hash(fold_addr((__be32 *)h->key.remote.words), h->key.remote_port,
-			       h->key.local_port);
-
 	if (found->state == STATE_HALF_OPEN) {
-		count(COUNT_REPEATS); /* the SYN/ACK was sent again */
+		found->answers++; /* the SYN/ACK was sent again */
+		count(COUNT_REPEATS);
 		return;
 	}
 	found->state = STATE_HALF_OPEN;
 	found->answer_ns = h->now;
 	own_socket(h->skb, &found->cgroup, &found->uid);
-	if (!await_ack(slot, bpf_ntohl(tcp->sequence) + 1, h->now))
+	if (!await_ack(slot_of_peer(h), bpf_ntohl(tcp->sequence) + 1, h->now))
 		count(COUNT_AWAITING_FULL);
 }
 
-static __always_inline void observe_syn_ack(struct half *h, const struct tcp_header *tcp,
-					    __u32 transport, __u32 header)
+/* complete ends the handshake from outside that a segment acknowledges, if it does. */
+static __always_inline void complete(struct half *h, const struct tcp_header *tcp)
+{
+	struct flat_pending *found = bpf_map_lookup_elem(&flat_theirs, &h->key);
+	__u32 sequence = bpf_ntohl(tcp->sequence) + !!(tcp->flags & TCP_SYN);
+	struct answer a = new_answer(h, RESULT_ESTABLISHED, true);
+
+	/* What comes next in sequence: others that fit the slot are other connections'. */
+	if (!found || found->state != STATE_HALF_OPEN || sequence - found->isn - 1 > found->payload)
+		return;
+	stop_awaiting(slot_of_peer(h), bpf_ntohl(tcp->acknowledgment));
+	a.at_ns = found->answer_ns;
+	/* Which of several SYN/ACKs this acknowledges is not known. */
+	if (!found->answers)
+		a.client_rtt_ns = h->now - found->answer_ns;
+	finish(h, SIDE_SERVER, found, &a);
+}
+
+static __always_inline void observe_syn_ack(struct half *h, const struct tcp_header *tcp)
 {
 	struct answer a = new_answer(h, RESULT_ESTABLISHED, true);
 	enum flat_side side = side_of_answer(h->direction);
 	struct flat_pending *found = found_answering(h);
-	struct tcp_timestamps ts;
+	const struct tcp_timestamps *ts;
 
 	if (found && !acknowledges(tcp, found)) {
 		count(COUNT_WRONG_ACK);
@@ -108,9 +134,13 @@ static __always_inline void observe_syn_ack(struct half *h, const struct tcp_hea
 		await_completion(h, found, tcp);
 		return;
 	}
-	if (found && found->repeats && read_timestamps(h->skb, transport, header, &ts))
-		a.echoed_tsval = bpf_ntohl(ts.echo);
+	ts = found && found->repeats ? timestamps_of(h, tcp) : 0;
+	if (ts)
+		a.echoed_tsval = bpf_ntohl(ts->echo);
 	answer(h, found, &a);
+	/* Where both ends asked at once, it is the ACK of our SYN/ACK too (RFC 9293, 3.5). */
+	if (side == SIDE_CLIENT && is_awaited(slot_of_peer(h), bpf_ntohl(tcp->acknowledgment)))
+		complete(h, tcp);
 }
 
 /* A RST that acknowledges no SYN is somebody's guess (RFC 9293, 3.10.7.3). */
@@ -125,57 +155,50 @@ static __always_inline void observe_rst(struct half *h, const struct tcp_header 
 		answer(h, found, &a);
 }
 
-static __noinline int observe_tcp(struct __sk_buff *skb, __u32 network, __u32 transport,
-				  __u32 length, __u32 traits)
+__subprogram int observe_tcp(struct __sk_buff *skb, __u64 place, enum direction direction)
 {
 	struct half half, *h = &half;
-	struct tcp_header tcp;
+	const struct tcp_header *tcp;
 	__u32 header;
 
-	if (!take(h, skb, network, traits))
+	if (!take(h, skb, place, direction))
 		return 0;
-	if (bpf_skb_load_bytes(skb, transport, &tcp, sizeof(tcp))) {
+	tcp = packet_at(skb, h->transport, sizeof(*tcp));
+	if (!tcp) {
 		count(COUNT_TRUNCATED);
 		return 0;
 	}
-	header = (tcp.offset >> 4) * 4;
-	if (header < sizeof(tcp) || header > length) {
+	if (to_group(h)) {
+		count(COUNT_MULTICAST);
+		return 0;
+	}
+	header = (tcp->offset >> 4) * 4;
+	if (header < sizeof(*tcp) || header > h->length) {
 		count(COUNT_MALFORMED);
 		return 0;
 	}
-	set_exchange(h, KIND_TCP, tcp.source, tcp.destination, 0);
-	if (tcp.flags & TCP_RST)
-		observe_rst(h, &tcp);
-	else if (tcp.flags & TCP_ACK)
-		observe_syn_ack(h, &tcp, transport, header);
+	set_exchange(h, KIND_TCP, tcp->source, tcp->destination, 0);
+	if (tcp->flags & TCP_RST)
+		observe_rst(h, tcp);
+	else if (tcp->flags & TCP_ACK)
+		observe_syn_ack(h, tcp);
 	else
-		observe_syn(h, &tcp, transport, header, length);
+		observe_syn(h, tcp);
 	return 0;
 }
 
-/* observe_ack completes a handshake from outside, if this ACK does. */
-static __noinline int observe_ack(struct __sk_buff *skb, __u32 network, __u32 transport,
-				  __u32 traits)
+/* observe_ack looks at an ACK that may complete a handshake from outside. */
+__subprogram int observe_ack(struct __sk_buff *skb, __u64 place, enum direction direction)
 {
 	struct half half, *h = &half;
-	struct flat_pending *found;
-	struct tcp_header tcp;
-	struct answer a;
+	const struct tcp_header *tcp;
 
-	if (!take(h, skb, network, traits) || bpf_skb_load_bytes(skb, transport, &tcp, sizeof(tcp)))
+	if (!take(h, skb, place, direction))
 		return 0;
-	set_exchange(h, KIND_TCP, tcp.source, tcp.destination, 0);
-	found = bpf_map_lookup_elem(&flat_theirs, &h->key);
-	/* What comes next in sequence: others that fit the slot are other connections'. */
-	if (!found || found->state != STATE_HALF_OPEN ||
-	    bpf_ntohl(tcp.sequence) - found->isn - 1 > found->payload)
+	tcp = packet_at(skb, h->transport, sizeof(*tcp));
+	if (!tcp)
 		return 0;
-	stop_awaiting(
-		slot_hash(fold_addr((__be32 *)h->key.remote.words), tcp.source, tcp.destination),
-		bpf_ntohl(tcp.acknowledgment));
-	a = new_answer(h, RESULT_ESTABLISHED, true);
-	a.at_ns = found->answer_ns;
-	a.client_rtt_ns = h->now - found->answer_ns;
-	finish(h, SIDE_SERVER, found, &a);
+	set_exchange(h, KIND_TCP, tcp->source, tcp->destination, 0);
+	complete(h, tcp);
 	return 0;
 }

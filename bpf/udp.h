@@ -32,6 +32,7 @@ struct dns_header {
 };
 
 #define DNS_QR 0x80
+#define DNS_TC 0x02
 
 /* The longest question does not fit on the stack beside all else. */
 static const struct flat_question no_question;
@@ -50,20 +51,18 @@ static __always_inline void remember_question(struct half *h, __u32 offset, __u6
 		q->length = length;
 }
 
-static __always_inline void observe_dns(struct half *h, const struct udp_header *udp,
-					__u32 transport, __u32 length)
+static __always_inline void observe_dns(struct half *h, const struct udp_header *udp)
 {
-	__u32 offset = transport + sizeof(*udp);
+	__u32 offset = h->transport + sizeof(*udp);
 	__u32 headers = sizeof(*udp) + sizeof(struct dns_header);
-	struct flat_pending *found;
 	struct dns_header dns;
 	__u32 question;
 
-	if (length < headers || bpf_skb_load_bytes(h->skb, offset, &dns, sizeof(dns))) {
+	if (h->length < headers || bpf_skb_load_bytes(h->skb, offset, &dns, sizeof(dns))) {
 		count(COUNT_DNS_OTHER);
 		return;
 	}
-	question = dns.questions ? length - headers : 0;
+	question = dns.questions ? h->length - headers : 0;
 	if (question > QUESTION_MAX)
 		question = QUESTION_MAX;
 	set_exchange(h, KIND_DNS, udp->source, udp->destination, bpf_ntohs(dns.id));
@@ -71,8 +70,7 @@ static __always_inline void observe_dns(struct half *h, const struct udp_header 
 	if (!(dns.flags & DNS_QR) && is_dns_port(h->settings, udp->destination)) {
 		struct flat_pending request = new_request(h);
 
-		found = found_asking(h);
-		if (remember(h, &request, found, is_current(h, found)))
+		if (remember(h, &request, 0))
 			remember_question(h, offset + sizeof(dns), question);
 		return;
 	}
@@ -84,6 +82,7 @@ static __always_inline void observe_dns(struct half *h, const struct udp_header 
 	struct answer a = new_answer(h, RESULT_ANSWERED, !(dns.rcode & 0xf));
 
 	a.rcode = dns.rcode & 0xf;
+	a.flags = dns.flags & DNS_TC ? RECORD_TRUNCATED : 0;
 	a.question_offset = offset + sizeof(dns);
 	a.question_length = question;
 	answer(h, found_answering(h), &a);
@@ -125,8 +124,7 @@ static __always_inline bool asks_groups(__be16 port)
  * The flow then stays known until it has been idle, so that what follows in
  * either direction is not taken for another exchange.
  */
-static __always_inline void observe_flow(struct half *h, const struct udp_header *udp,
-					 __u32 transport, __u32 length)
+static __always_inline void observe_flow(struct half *h, const struct udp_header *udp)
 {
 	void *answering = table_of(side_of_answer(h->direction));
 	struct flat_pending *found;
@@ -136,14 +134,9 @@ static __always_inline void observe_flow(struct half *h, const struct udp_header
 	found = found_answering(h);
 	if (found && found->state == STATE_OPEN) {
 		struct answer a = new_answer(h, RESULT_ANSWERED, true);
-		struct flat_pending flow = *found;
 
-		flow.last_ns = h->now;
-		flow.state = STATE_ANSWERED;
-		if (h->direction == EGRESS)
-			own_socket(h->skb, &found->cgroup, &found->uid);
-		if (finish(h, side_of_answer(h->direction), found, &a))
-			bpf_map_update_elem(answering, &h->key, &flow, BPF_NOEXIST);
+		a.keep = STATE_ANSWERED;
+		answer(h, found, &a);
 		return;
 	}
 	if (is_current(h, found)) {
@@ -164,30 +157,44 @@ static __always_inline void observe_flow(struct half *h, const struct udp_header
 	struct flat_pending request = new_request(h);
 
 	if (!is_current(h, found) &&
-	    is_quic(h->skb, transport + sizeof(*udp), length - sizeof(*udp)))
+	    is_quic(h->skb, h->transport + sizeof(*udp), h->length - sizeof(*udp)))
 		request.flags |= RECORD_QUIC;
-	remember(h, &request, found, is_current(h, found));
+	remember(h, &request, found);
 }
 
-static __noinline int observe_udp(struct __sk_buff *skb, __u32 network, __u32 transport,
-				  __u32 length, __u32 traits)
+/* The datagram ends where it says, or with the IP packet if it says nothing (RFC 2675, 4). */
+static __always_inline __u32 datagram_length(const struct udp_header *udp, __u32 length)
+{
+	__u32 told = bpf_ntohs(udp->length);
+
+	return told && told < length ? told : length;
+}
+
+__subprogram int observe_udp(struct __sk_buff *skb, __u64 place, enum direction direction)
 {
 	struct half half, *h = &half;
-	struct udp_header udp;
+	const struct udp_header *udp;
 
-	if (!take(h, skb, network, traits))
+	if (!take(h, skb, place, direction))
 		return 0;
-	if (h->group)
-		count(COUNT_MULTICAST);
-	else if (bpf_skb_load_bytes(skb, transport, &udp, sizeof(udp)))
+	udp = packet_at(skb, h->transport, sizeof(*udp));
+	if (!udp) {
 		count(COUNT_TRUNCATED);
-	else if (length < sizeof(udp))
+		return 0;
+	}
+	if (to_group(h)) {
+		count(COUNT_MULTICAST);
+		return 0;
+	}
+	h->length = datagram_length(udp, h->length);
+	if (h->length < sizeof(*udp))
 		count(COUNT_MALFORMED);
-	else if (is_dns_port(h->settings, udp.destination) || is_dns_port(h->settings, udp.source))
-		observe_dns(h, &udp, transport, length);
-	else if (asks_groups(udp.source) || asks_groups(udp.destination))
+	else if (is_dns_port(h->settings, udp->destination) ||
+		 is_dns_port(h->settings, udp->source))
+		observe_dns(h, udp);
+	else if (asks_groups(udp->source) || asks_groups(udp->destination))
 		count(COUNT_MULTICAST);
 	else
-		observe_flow(h, &udp, transport, length);
+		observe_flow(h, udp);
 	return 0;
 }

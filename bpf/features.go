@@ -1,0 +1,30 @@
+package bpf
+
+import (
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+)
+
+// haveFetchAdd tells whether the kernel has atomics that return a value, as
+// Linux has since 5.12 (commit 5ffa25502b5a).
+var haveFetchAdd = sync.OnceValue(func() bool {
+	add := asm.FetchAdd.Mem(asm.RFP, asm.R0, asm.DWord, -8)
+	add.Constant = 1 // BPF_FETCH, which cilium/ebpf v0.22.0 loses: without it any kernel has it
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.SchedCLS,
+		Instructions: asm.Instructions{
+			asm.Mov.Imm(asm.R0, 0),
+			asm.StoreMem(asm.RFP, -8, asm.R0, asm.DWord),
+			add,
+			asm.Return(),
+		},
+		License: "Dual BSD/GPL",
+	})
+	if err != nil {
+		return false
+	}
+	p.Close()
+	return true
+})

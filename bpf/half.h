@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What the handlers have in common: a packet that is one half of an exchange,
+ * with its ends told apart by which of them is this host's.
+ */
+#pragma once
+
+#include <stdbool.h>
+
+#include "maps.h"
+#include "parse.h"
+
+#ifdef FLAT_TRACE
+#define trace(fmt, ...) bpf_printk("flat: " fmt, ##__VA_ARGS__)
+#else
+#define trace(fmt, ...) \
+	do {            \
+	} while (0)
+#endif
+
+/*
+ * A function of its own, and "used", or clang leaves in the return register what
+ * happens to be there where nobody looks at it: the verifier does.
+ */
+#define __subprogram static __noinline __attribute__((used))
+
+/* A packet that may be one half of an exchange, with what its handler found out. */
+struct half {
+	struct __sk_buff *skb;
+	const struct flat_options *settings;
+	struct flat_key key;
+	__u64 now;
+	__u64 transport; /* offset of the TCP, UDP or ICMP header */
+	__u64 direction; /* enum direction; of a narrower one the verifier forgets the value */
+	__u32 length;	 /* of transport header and payload, by the IP header */
+	__u16 vlan;
+	__u8 ttl; /* or hop limit */
+	bool ipv6;
+	bool group; /* sent to an Ethernet group address */
+};
+
+/* Requests this host made go out, those made to it come in; answers the other way. */
+static __always_inline enum flat_side side_of_request(enum direction d)
+{
+	return d == EGRESS ? SIDE_CLIENT : SIDE_SERVER;
+}
+
+static __always_inline enum flat_side side_of_answer(enum direction d)
+{
+	return d == EGRESS ? SIDE_SERVER : SIDE_CLIENT;
+}
+
+static __always_inline void *table_of(enum flat_side side)
+{
+	return side == SIDE_CLIENT ? (void *)&flat_ours : (void *)&flat_theirs;
+}
+
+static __always_inline void copy_ipv4(union flat_addr *to, __be32 addr)
+{
+	to->words[0] = 0;
+	to->words[1] = 0;
+	to->words[2] = bpf_htonl(0xffff);
+	to->words[3] = addr;
+}
+
+static __always_inline void copy_ipv6(union flat_addr *to, const struct in6_addr *addr)
+{
+	__builtin_memcpy(to, addr, sizeof(*to));
+}
+
+/* The ends of an IP packet, by which side of this host they are on. */
+static __always_inline union flat_addr *source_of(struct half *h)
+{
+	return h->direction == EGRESS ? &h->key.local : &h->key.remote;
+}
+
+static __always_inline union flat_addr *destination_of(struct half *h)
+{
+	return h->direction == EGRESS ? &h->key.remote : &h->key.local;
+}
+
+/*
+ * to_group tells a packet to many from one to this host or another: by Ethernet,
+ * 224.0.0.0/4 (RFC 5771), the limited broadcast (RFC 919), ff00::/8 (RFC 4291).
+ */
+static __always_inline bool to_group(struct half *h)
+{
+	const union flat_addr *to = destination_of(h);
+
+	if (h->group)
+		return true;
+	if (h->ipv6)
+		return to->bytes[0] == 0xff;
+	return (to->words[3] & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) ||
+	       to->words[3] == bpf_htonl(0xffffffff);
+}
+
+static __always_inline void set_ipv4(struct half *h, const struct iphdr *ip)
+{
+	copy_ipv4(source_of(h), ip->saddr);
+	copy_ipv4(destination_of(h), ip->daddr);
+	h->ttl = ip->ttl;
+}
+
+static __always_inline void set_ipv6(struct half *h, const struct ipv6hdr *ip)
+{
+	copy_ipv6(source_of(h), &ip->saddr);
+	copy_ipv6(destination_of(h), &ip->daddr);
+	h->ttl = ip->hop_limit;
+}
+
+static __always_inline bool set_ends(struct half *h, __u64 network)
+{
+	if (h->ipv6) {
+		const struct ipv6hdr *ip = packet_at(h->skb, network, sizeof(*ip));
+
+		if (ip)
+			set_ipv6(h, ip);
+		return ip;
+	} else {
+		const struct iphdr *ip = packet_at(h->skb, network, sizeof(*ip));
+
+		if (ip)
+			set_ipv4(h, ip);
+		return ip;
+	}
+}
+
+/*
+ * take begins with a packet, unless the programs are to sleep. It chooses by
+ * arithmetic where it can, for the verifier follows both ways of a branch.
+ */
+static __always_inline bool take(struct half *h, struct __sk_buff *skb, __u64 place,
+				 enum direction direction)
+{
+	__u32 traits = place >> 48;
+	__u32 tagged = -skb->vlan_present; /* all ones if the tag is beside the packet */
+	__u32 zero = 0;
+
+	__builtin_memset(h, 0, sizeof(*h));
+	h->skb = skb;
+	h->settings = bpf_map_lookup_elem(&flat_settings, &zero);
+	if (!h->settings)
+		return false;
+	h->now = bpf_ktime_get_boot_ns();
+	if (h->settings->lease_until_ns && h->now > h->settings->lease_until_ns) {
+		count(COUNT_ASLEEP);
+		return false;
+	}
+	h->transport = place >> 16 & OFFSET_MAX;
+	h->length = place >> 32 & 0xffff;
+	h->direction = direction;
+	h->ipv6 = traits & TRAIT_IPV6;
+	h->group = traits & TRAIT_GROUP;
+	h->vlan = (tagged & skb->vlan_tci & 0xfff) | (~tagged & traits >> TRAIT_VLAN_SHIFT);
+	/* None if the flag is set, which is the lowest bit. */
+	h->key.ifindex = skb->ifindex & ((h->settings->flags & SETTING_MATCH_HOST) - 1);
+	if (!set_ends(h, place)) {
+		count(COUNT_TRUNCATED);
+		return false;
+	}
+	return true;
+}
+
+/* set_exchange completes the key with what the transport header says. */
+static __always_inline void set_exchange(struct half *h, enum flat_kind kind, __be16 source,
+					 __be16 destination, __u32 id)
+{
+	h->key.kind = kind;
+	h->key.local_port = h->direction == EGRESS ? source : destination;
+	h->key.remote_port = h->direction == EGRESS ? destination : source;
+	h->key.id = id;
+}
