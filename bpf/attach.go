@@ -240,6 +240,8 @@ func (a *attacher) linkTCX(iface Interface, d direction) (changed bool, err erro
 		}
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return false, explain(fmt.Errorf("open pinned link %s: %w", path, err))
+	} else if _, err := os.Stat(a.links); err != nil {
+		return false, errVanished(a.links)
 	}
 
 	attach := ebpf.AttachTCXIngress
@@ -258,6 +260,13 @@ func (a *attacher) linkTCX(iface Interface, d direction) (changed bool, err erro
 		return false, fmt.Errorf("pin the link: %w", err)
 	}
 	return true, nil
+}
+
+// errVanished says that the pins have gone from under a running daemon, as they
+// do with their file system. What is attached stays so until that daemon ends.
+func errVanished(dir string) error {
+	return fmt.Errorf("the pin directory %s has vanished: was its BPF file system unmounted, or another mounted in its place? "+
+		"`systemctl restart flatd` begins anew", dir)
 }
 
 // linkedProgram returns the program of a link that is attached to index.

@@ -18,14 +18,15 @@ const (
 	clsactPrefix   = "flatd_" // name: flatd_ingress, flatd_egress
 )
 
-// clsact knows the filters of one pin path. Daemons with pin paths of their own
-// have handles of their own.
+// clsact knows the filters of one pin path and layout. Daemons with pin paths of
+// their own have handles of their own, and so have layouts, which are attached
+// beside each other while one takes over from the other.
 type clsact struct{ handle uint32 }
 
-func clsactOf(pinPath string) clsact {
+func clsactOf(pinPath string, abi int) clsact {
 	hash := fnv.New32a()
 	hash.Write([]byte(filepath.Clean(pinPath)))
-	return clsact{handle: 0xf1a70000 | hash.Sum32()&0xffff}
+	return clsact{handle: 0xf1a70000 | (hash.Sum32()^uint32(abi-1))&0xffff}
 }
 
 func clsactParent(d direction) uint32 {

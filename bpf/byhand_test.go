@@ -25,6 +25,7 @@ func compile(t testing.TB, source string, flags ...string) (object string) {
 		t.Fatal(err)
 	}
 	_, committed, found := strings.Cut(string(gen), " flat.c -- ")
+	committed, _, _ = strings.Cut(committed, "\n")
 	if !found {
 		t.Fatal("gen.go has no flags behind `flat.c --`")
 	}

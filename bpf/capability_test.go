@@ -67,7 +67,7 @@ func useThreeCapabilities(t *testing.T, path string) {
 			t.Fatal(err)
 		}
 	}
-	if err := k.Apply(Settings{Exclude: prefixes("203.0.113.0/24")}); err != nil {
+	if err := k.Apply(Settings{Remote: Nets{Exclude: prefixes("203.0.113.0/24")}}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := k.Sweep(BootTime(), 1, func(uint8, []byte, []byte, []byte) {}); err != nil {

@@ -5,7 +5,6 @@ import (
 	"embed"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"testing"
 
@@ -159,15 +158,6 @@ func segments(t testing.TB, f flow) [][]byte {
 		f.tcp(t, func(h *layers.TCP) { h.ACK = true; h.FIN = true }),
 	}
 }
-
-// A test run makes its packet from an Ethernet frame, and takes skb->protocol
-// from there. These addresses have the EtherType at its place in a frame, so
-// that the bare IP packet passes for one and the programs for L3 devices can
-// be run.
-var (
-	bare4 = flow{from: netip.MustParseAddrPort("8.0.1.1:43210"), to: netip.MustParseAddrPort("198.51.100.20:443")}
-	bare6 = flow{from: netip.MustParseAddrPort("[2001:db8:86dd::1]:43210"), to: netip.MustParseAddrPort("[2001:db8:1::20]:443")}
-)
 
 const etherHeader = 14
 

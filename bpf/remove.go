@@ -24,7 +24,29 @@ func Remove(pinPath string) (removed []string, err error) {
 		return nil, lockErr
 	}
 
-	filters := clsactOf(pinPath)
+	layouts := []int{ABI}
+	if lockErr == nil {
+		others, err := otherVersions(pinPath)
+		if err != nil {
+			return nil, err
+		}
+		layouts = append(layouts, others...)
+	}
+	var errs []error
+	for _, abi := range layouts {
+		detached, err := removeFilters(clsactOf(pinPath, abi))
+		removed = append(removed, detached...)
+		errs = append(errs, err)
+	}
+	if lockErr == nil {
+		unpinned, err := removePins(pinPath)
+		removed = append(removed, unpinned...)
+		errs = append(errs, err)
+	}
+	return removed, errors.Join(errs...)
+}
+
+func removeFilters(filters clsact) (removed []string, err error) {
 	indexes, err := filters.interfaces()
 	errs := []error{err}
 	for _, index := range indexes {
@@ -33,11 +55,6 @@ func Remove(pinPath string) (removed []string, err error) {
 			continue
 		}
 		removed = append(removed, fmt.Sprintf("clsact filters of interface %d", index))
-	}
-	if lockErr == nil {
-		unpinned, err := removePins(pinPath)
-		removed = append(removed, unpinned...)
-		errs = append(errs, err)
 	}
 	return removed, errors.Join(errs...)
 }

@@ -25,6 +25,8 @@ var (
 	ErrLocked = errors.New("in use by another flatd")
 	// ErrNoBPFFS: the pin path is not on a BPF file system.
 	ErrNoBPFFS = errors.New("not on a BPF file system")
+	// ErrExposed: the pin directory is not safe from others.
+	ErrExposed = errors.New("others can write to it")
 	// ErrPermission: the kernel does not let this process use BPF.
 	ErrPermission = errors.New("not permitted to use BPF")
 )
@@ -36,6 +38,7 @@ type Start string
 const (
 	StartFresh   Start = "fresh"   // nothing was pinned
 	StartAdopt   Start = "adopt"   // these very programs were at work
+	StartBeside  Start = "beside"  // maps of another layout were; new ones take over from them
 	StartReplace Start = "replace" // other programs, or only some, were; the maps are kept
 )
 
@@ -56,6 +59,7 @@ type State struct {
 	lock     *os.File
 	programs kernelPrograms
 	maps     kernelMaps
+	ledger   *ledger
 	options  kernelFlatOptions
 	attacher attacher
 }
@@ -78,6 +82,10 @@ const (
 )
 
 func loadSpec() (*ebpf.CollectionSpec, error) {
+	loadKernel := loadKernel
+	if haveFetchAdd() {
+		loadKernel = loadKernel512
+	}
 	spec, err := loadKernel()
 	if err != nil {
 		return nil, fmt.Errorf("read the embedded programs: %w", err)
@@ -102,16 +110,26 @@ func open(pinPath string, mode Mode, spec *ebpf.CollectionSpec) (s *State, err e
 	if s.lock, err = lockRoot(pinPath); err != nil {
 		return s, err
 	}
-	if err = os.MkdirAll(filepath.Join(s.dir, "links"), 0o700); err != nil {
+	links := filepath.Join(s.dir, "links")
+	if err = os.MkdirAll(links, 0o700); err != nil {
 		return s, fmt.Errorf("create the pin directory: %w", err)
 	}
+	if err = checkOwner(pinPath, s.dir, links); err != nil {
+		return s, err
+	}
 	if s.Start, err = s.start(spec); err != nil {
+		return s, err
+	}
+	if s.ledger, err = openLedger(s.dir); err != nil {
+		return s, err
+	}
+	if err = s.resolveClaim(); err != nil {
 		return s, err
 	}
 	if err = s.loadOptions(); err != nil {
 		return s, err
 	}
-	s.attacher = attacher{mode: mode, links: filepath.Join(s.dir, "links"), clsact: clsactOf(pinPath), programs: &s.programs}
+	s.attacher = attacher{mode: mode, links: links, clsact: clsactOf(pinPath, ABI), programs: &s.programs}
 	return s, nil
 }
 
@@ -288,13 +306,17 @@ func (s *State) load(spec *ebpf.CollectionSpec) error {
 	}
 	err := spec.LoadAndAssign(&objects, &options)
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
-		return fmt.Errorf("%s holds maps of another layout: %w; remove them with `flatctl detach`", s.dir, err)
+		return otherLayout(s.dir, err)
 	}
 	if err != nil {
 		return explain(fmt.Errorf("load the programs: %w", err))
 	}
 	s.programs, s.maps = objects.kernelPrograms, objects.kernelMaps
 	return s.startSequence()
+}
+
+func otherLayout(dir string, err error) error {
+	return fmt.Errorf("%s holds maps of another layout: %w; remove them with `flatctl detach`", dir, err)
 }
 
 // startSequence gives a new sequence its first number: the microseconds since
@@ -340,7 +362,7 @@ func (s *State) Reader() (*Reader, error) { return newReader(s.maps.FlatEvents) 
 // Close lets go of the state. Whatever is pinned and attached goes on
 // measuring.
 func (s *State) Close() error {
-	err := errors.Join(s.programs.Close(), s.maps.Close())
+	err := errors.Join(s.programs.Close(), s.maps.Close(), s.ledger.close())
 	if s.lock != nil {
 		err = errors.Join(err, s.lock.Close())
 	}
@@ -381,6 +403,26 @@ func lockRoot(path string) (*os.File, error) {
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	return dir, nil
+}
+
+// checkOwner refuses directories in which somebody else could put programs and
+// maps of his own in the place of ours.
+func checkOwner(dirs ...string) error {
+	for _, dir := range dirs {
+		var stat unix.Stat_t
+		if err := unix.Stat(dir, &stat); err != nil {
+			return fmt.Errorf("look at %s: %w", dir, err)
+		}
+		if int(stat.Uid) != os.Geteuid() {
+			return fmt.Errorf("pin directory %s belongs to uid %d, not to flatd's (%d): %w; see what is in it, then `chown root:root %s`",
+				dir, stat.Uid, os.Geteuid(), ErrExposed, dir)
+		}
+		if stat.Mode&0o022 != 0 {
+			return fmt.Errorf("pin directory %s has mode %#o: %w; see what is in it, then `chmod 0700 %s`, or set another pin_path",
+				dir, stat.Mode&0o7777, ErrExposed, dir)
+		}
+	}
+	return nil
 }
 
 // explain adds what to do about a refusal.

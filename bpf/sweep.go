@@ -7,6 +7,7 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // The sides, as in enum flat_side of record.h.
@@ -41,32 +42,35 @@ type Swept struct {
 // Sweep goes through the open requests and calls timedOut for each that has
 // waited longer than limit, with its struct flat_key, its flat_pending and, of
 // a DNS request, the question section as on the wire; all valid during the
-// call. TCP attempts from outside are counted alone. An exchange is reported by this or by the programs, never
-// by both: whoever deletes the open entry owns it. In its place goes one that
-// says so, by which later packets of that request are recognised.
+// call, in which LastTimeout is its number. TCP attempts from outside are
+// counted alone. An exchange is reported by this or by the programs, never by
+// both: whoever deletes the open entry owns it. In its place goes one that says
+// so, by which later packets of that request are recognised.
 func (s *State) Sweep(now uint64, limit time.Duration, timedOut func(side uint8, key, pending, question []byte)) (Swept, error) {
 	var swept Swept
 	idle := time.Duration(s.options.UdpIdleNs)
 	if idle == 0 {
 		idle = 30 * time.Second // UDP_IDLE_DEFAULT_NS
 	}
-	sweep := func(table *ebpf.Map, side uint8, open *int) error {
+	sweep := func(side uint8, open *int) error {
+		table := s.table(side)
 		return eachPending(table, func(key *kernelFlatKey, p *kernelFlatPending) error {
 			quiet := since(now, p.LastNs)
 			switch {
 			case isOpen(p) && since(now, p.FirstNs) <= limit:
 				*open++
 			case isOpen(p):
-				if ok, err := claim(table, key, p); !ok {
-					return err
-				}
-				// One event for each forged SYN would be an attacker's delight.
-				if side == SideServer && key.Kind == kindTCP {
+				c := claimed{side: uint64(side), limitNs: uint64(limit), key: *key, pending: *p}
+				ok, err := s.claim(table, &c)
+				switch {
+				case !ok:
+				case c.halfOpen():
 					swept.HalfOpen++
-					return nil
+				default:
+					swept.TimedOut++
+					timedOut(side, bytesOf(&c.key), bytesOf(&c.pending), c.question.bytes())
 				}
-				swept.TimedOut++
-				timedOut(side, bytesOf(key), bytesOf(p), s.question(key))
+				return err
 			case p.State == stateReported && key.Kind == kindTCP && quiet <= max(idle, synMemory):
 			case quiet > idle:
 				return forget(table, key, p)
@@ -74,22 +78,20 @@ func (s *State) Sweep(now uint64, limit time.Duration, timedOut func(side uint8,
 			return nil
 		})
 	}
-	err := errors.Join(
-		sweep(s.maps.FlatOurs, SideClient, &swept.OpenOurs),
-		sweep(s.maps.FlatTheirs, SideServer, &swept.OpenTheirs))
-	if swept.TimedOut > 0 {
-		err = errors.Join(err, s.add(TimedOut, uint64(swept.TimedOut)))
-	}
-	if swept.HalfOpen > 0 {
-		err = errors.Join(err, s.add(HalfOpen, uint64(swept.HalfOpen)))
-	}
+	err := errors.Join(sweep(SideClient, &swept.OpenOurs), sweep(SideServer, &swept.OpenTheirs))
 	return swept, err
 }
 
-// question is what a DNS request asked, as far as that is still known.
-func (s *State) question(key *kernelFlatKey) []byte {
-	var q kernelFlatQuestion
-	if key.Kind != kindDNS || s.maps.FlatQuestions.Lookup(key, &q) != nil {
+func (s *State) table(side uint8) *ebpf.Map {
+	if side == SideClient {
+		return s.maps.FlatOurs
+	}
+	return s.maps.FlatTheirs
+}
+
+// bytes is the question section.
+func (q *kernelFlatQuestion) bytes() []byte {
+	if q.Length == 0 {
 		return nil
 	}
 	return q.Question[:min(int(q.Length), len(q.Question))]
@@ -121,23 +123,60 @@ func eachPending(table *ebpf.Map, visit func(*kernelFlatKey, *kernelFlatPending)
 }
 
 // claim turns an open entry into one that has timed out, unless it has been
-// answered, repeated under a new ISN or claimed meanwhile.
-func claim(table *ebpf.Map, key *kernelFlatKey, p *kernelFlatPending) (bool, error) {
+// answered, repeated under a new ISN or claimed meanwhile. It completes c.
+func (s *State) claim(table *ebpf.Map, c *claimed) (bool, error) {
 	var current kernelFlatPending
-	err := table.Lookup(key, &current)
-	if err != nil || current.FirstNs != p.FirstNs || !isOpen(&current) {
+	err := table.Lookup(&c.key, &current)
+	if err != nil || current.FirstNs != c.pending.FirstNs || !isOpen(&current) {
 		return false, unlessGone("look at an open request", err)
 	}
-	if err := table.Delete(key); err != nil {
+	c.pending = current
+	if c.key.Kind == kindDNS && s.maps.FlatQuestions.Lookup(&c.key, &c.question) != nil {
+		c.question = kernelFlatQuestion{} // forgotten, which costs the name alone
+	}
+	s.ledger.intend(*c)
+	if err := table.Delete(&c.key); err != nil {
+		s.ledger.cancel()
 		return false, unlessGone("claim an open request", err)
 	}
-	*p = current
-	current.State = stateReported
-	// If the same key was used anew within this microsecond, that one stays.
-	if err := table.Update(key, &current, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
-		return true, fmt.Errorf("mark a request as timed out: %w", err)
+	err = mark(table, c)
+	s.ledger.enter()
+	return true, err
+}
+
+// mark leaves word that a request has timed out. If the same key, or the last
+// room, was taken anew within this microsecond, that request stays.
+func mark(table *ebpf.Map, c *claimed) error {
+	p := c.pending
+	p.State = stateReported
+	err := table.Update(&c.key, &p, ebpf.UpdateNoExist)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyExist) && !errors.Is(err, unix.E2BIG) {
+		return fmt.Errorf("mark a request as timed out: %w", err)
 	}
-	return true, nil
+	return nil
+}
+
+// resolveClaim finishes the claim that a killed daemon began, unless it never
+// came to it. That the entry is gone because it was answered between two system
+// calls of that daemon, one of which was its last, is not told apart.
+func (s *State) resolveClaim() error {
+	c := s.ledger.inDoubt()
+	if c == nil {
+		return nil
+	}
+	var current kernelFlatPending
+	table := s.table(uint8(c.side))
+	err := table.Lookup(&c.key, &current)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("look at the last claim: %w", err)
+	}
+	if err == nil && current.FirstNs == c.pending.FirstNs && isOpen(&current) {
+		s.ledger.cancel()
+		return nil
+	}
+	err = mark(table, c)
+	s.ledger.enter()
+	return err
 }
 
 // forget removes an entry that is no longer needed, unless it has changed.

@@ -96,13 +96,13 @@ func TestSettingsFilterRequests(t *testing.T) {
 		{"this side", Settings{SkipSides: []uint8{SideClient}}, flow4, filtered},
 		{"port in a range", Settings{Ports: []PortRange{{1, 2}, {443, 500}}}, flow4, passes},
 		{"port in no range", Settings{Ports: []PortRange{{1, 442}, {444, 65535}}}, flow4, filtered},
-		{"peer excluded", Settings{Exclude: prefixes("198.51.100.0/24")}, flow4, filtered},
-		{"own address excluded", Settings{Exclude: prefixes("192.0.2.0/24")}, flow4, passes},
-		{"peer not included", Settings{Include: prefixes("10.0.0.0/8", "2001:db8:1::/48")}, flow4, filtered},
-		{"peer included", Settings{Include: prefixes("10.0.0.0/8", "2001:db8:1::/48")}, flow6, passes},
-		{"included within excluded", Settings{Exclude: prefixes("0.0.0.0/0"), Include: prefixes("198.51.100.20/32")}, flow4, passes},
-		{"all of IPv6 excluded, IPv4 not", Settings{Exclude: prefixes("::/0")}, flow4, passes},
-		{"all of IPv4 excluded, IPv6 not", Settings{Exclude: prefixes("0.0.0.0/0")}, flow6, passes},
+		{"peer excluded", Settings{Remote: Nets{Exclude: prefixes("198.51.100.0/24")}}, flow4, filtered},
+		{"own address excluded", Settings{Remote: Nets{Exclude: prefixes("192.0.2.0/24")}}, flow4, passes},
+		{"peer not included", Settings{Remote: Nets{Include: prefixes("10.0.0.0/8", "2001:db8:1::/48")}}, flow4, filtered},
+		{"peer included", Settings{Remote: Nets{Include: prefixes("10.0.0.0/8", "2001:db8:1::/48")}}, flow6, passes},
+		{"included within excluded", Settings{Remote: Nets{Exclude: prefixes("0.0.0.0/0"), Include: prefixes("198.51.100.20/32")}}, flow4, passes},
+		{"all of IPv6 excluded, IPv4 not", Settings{Remote: Nets{Exclude: prefixes("::/0")}}, flow4, passes},
+		{"all of IPv4 excluded, IPv6 not", Settings{Remote: Nets{Exclude: prefixes("0.0.0.0/0")}}, flow6, passes},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			apply(c.settings)
@@ -117,7 +117,7 @@ func TestSettingsFilterRequests(t *testing.T) {
 	// A reload loses no open request.
 	apply(Settings{})
 	k.out(flow4.syn(t, 1))
-	if err := k.Apply(Settings{Exclude: prefixes("0.0.0.0/0")}); err != nil {
+	if err := k.Apply(Settings{Remote: Nets{Exclude: prefixes("0.0.0.0/0")}}); err != nil {
 		t.Fatal(err)
 	}
 	k.in(flow4.back().synAck(t, 2))

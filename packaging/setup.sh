@@ -54,7 +54,10 @@ need_packages() {
 need_go
 case ${1:-} in
 run) ;;
-test) need_packages ;;
+test)
+	need_packages
+	packaging/captures.sh
+	;;
 *) fail "usage: setup.sh run|test" ;;
 esac
 need_bpffs

@@ -78,14 +78,37 @@ func Pair(t testing.TB) (client, server *Host) {
 	client = newHost(t, "flat-c-"+id, "eth0", "10.99.0.1", "fd99::1")
 	server = newHost(t, "flat-s-"+id, "eth0", "10.99.0.2", "fd99::2")
 	Run(t, "ip", "-n", client.Name, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", server.Name)
-	for _, h := range []*Host{client, server} {
-		Run(t, "ip", "-n", h.Name, "address", "add", h.V4+"/24", "dev", "eth0")
-		Run(t, "ip", "-n", h.Name, "address", "add", h.V6+"/64", "dev", "eth0", "nodad")
-		Run(t, "ip", "-n", h.Name, "link", "set", "eth0", "up")
-		Run(t, "ip", "-n", h.Name, "link", "set", "lo", "up")
-		Run(t, "ip", "-n", h.Name, "route", "add", "224.0.0.0/4", "dev", "eth0")
-	}
+	client.setUp(t)
+	server.setUp(t)
 	return client, server
+}
+
+// Bridged makes the same hosts with a bridge between them, in a namespace of its
+// own, where packets can be lost on their way.
+func Bridged(t testing.TB) (client, server *Host, bridge string) {
+	t.Helper()
+	client, server = Pair(t)
+	bridge = client.Name + "-b"
+	Run(t, "ip", "netns", "add", bridge)
+	t.Cleanup(func() { Run(t, "ip", "netns", "delete", bridge) })
+	Run(t, "ip", "-n", bridge, "link", "add", "br0", "up", "type", "bridge")
+	Run(t, "ip", "-n", client.Name, "link", "delete", "eth0")
+	for port, h := range map[string]*Host{"c": client, "s": server} {
+		Run(t, "ip", "-n", h.Name, "link", "add", "eth0", "type", "veth", "peer", "name", port, "netns", bridge)
+		Run(t, "ip", "-n", bridge, "link", "set", port, "master", "br0", "up")
+		h.setUp(t)
+	}
+	return client, server, bridge
+}
+
+// setUp gives the host's devices addresses that can be used at once.
+func (h *Host) setUp(t testing.TB) {
+	t.Helper()
+	Run(t, "ip", "-n", h.Name, "address", "add", h.V4+"/24", "dev", "eth0")
+	Run(t, "ip", "-n", h.Name, "address", "add", h.V6+"/64", "dev", "eth0", "nodad")
+	Run(t, "ip", "-n", h.Name, "link", "set", "eth0", "up")
+	Run(t, "ip", "-n", h.Name, "link", "set", "lo", "up")
+	Run(t, "ip", "-n", h.Name, "route", "add", "224.0.0.0/4", "dev", "eth0")
 }
 
 var last int

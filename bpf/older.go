@@ -1,0 +1,159 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+)
+
+// Older is the state of a release whose maps have another layout, in a
+// directory of its own. Its programs measure on beside those of State until
+// what they follow has come to its end (see TakeOver); then it is removed.
+//
+// Of its methods those of State may be used that read the ring, find and
+// confirm timeouts, and read the books.
+type Older struct {
+	*State
+	ABI int
+}
+
+// Older finds the state that other releases left below the pin path; nil if
+// there is none. Of several, which no daemon leaves, the others are removed.
+func (s *State) Older() (*Older, error) {
+	versions, err := otherVersions(s.root)
+	if err != nil {
+		return nil, err
+	}
+	var found *Older
+	for _, abi := range versions {
+		o, err := openOlder(s, abi)
+		switch {
+		case err != nil:
+			return nil, err
+		case found == nil && o.maps.FlatEvents != nil:
+			found = o
+		default: // without a ring there is nothing to take over
+			err = errors.Join(o.Detach(), o.Remove())
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
+}
+
+// otherVersions lists the layouts, but for our own, that have a directory.
+func otherVersions(root string) (abis []int, err error) {
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		return nil, fmt.Errorf("list the pin path: %w", err)
+	}
+	for _, entry := range entries {
+		if !entry.IsDir() || !versionDir.MatchString(entry.Name()) {
+			continue
+		}
+		abi, err := strconv.Atoi(strings.TrimPrefix(entry.Name(), "v"))
+		if err == nil && abi != ABI {
+			abis = append(abis, abi)
+		}
+	}
+	return abis, nil
+}
+
+func openOlder(s *State, abi int) (*Older, error) {
+	o := &Older{ABI: abi, State: &State{root: s.root, dir: filepath.Join(s.root, fmt.Sprintf("v%d", abi)), options: s.options}}
+	if err := checkOwner(o.dir); err != nil {
+		return nil, err
+	}
+	o.maps.FlatEvents = o.take(kernelMapFlatEvents, ebpf.RingBuf, 0, 0)
+	o.maps.FlatCounters = o.take(kernelMapFlatCounters, ebpf.PerCPUArray, 4, 8)
+	key, value := uint32(unsafe.Sizeof(kernelFlatKey{})), uint32(unsafe.Sizeof(kernelFlatPending{}))
+	o.maps.FlatOurs = o.take(kernelMapFlatOurs, ebpf.Hash, key, value)
+	o.maps.FlatTheirs = o.take(kernelMapFlatTheirs, ebpf.Hash, key, value)
+	o.maps.FlatQuestions = o.take(kernelMapFlatQuestions, ebpf.LRUHash, key, uint32(unsafe.Sizeof(kernelFlatQuestion{})))
+	var err error
+	if o.ledger, err = openLedger(o.dir); err != nil {
+		o.ledger = nil // of another layout too
+	}
+	if o.CanSweep() {
+		err = o.resolveClaim()
+	} else {
+		err = nil
+	}
+	return o, err
+}
+
+// take opens a map, or returns nil if it is not one that we can read.
+func (o *Older) take(name string, kind ebpf.MapType, key, value uint32) *ebpf.Map {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(o.dir, name), nil)
+	if err != nil {
+		return nil
+	}
+	if m.Type() != kind || m.KeySize() != key || m.ValueSize() != value {
+		m.Close()
+		return nil
+	}
+	return m
+}
+
+// CanSweep reports whether the open requests are of a layout that we know.
+func (o *Older) CanSweep() bool {
+	return o.maps.FlatOurs != nil && o.maps.FlatTheirs != nil && o.maps.FlatQuestions != nil && o.ledger != nil
+}
+
+// Detach removes the older programs from every interface.
+func (o *Older) Detach() error {
+	var errs []error
+	links := filepath.Join(o.dir, "links")
+	pins, err := os.ReadDir(links)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, fmt.Errorf("list pinned links: %w", err))
+	}
+	for _, pin := range pins {
+		errs = append(errs, unpin(filepath.Join(links, pin.Name())))
+	}
+	filters := clsactOf(o.root, o.ABI)
+	indexes, err := filters.interfaces()
+	errs = append(errs, err)
+	for _, index := range indexes {
+		errs = append(errs, filters.detach(index))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("detach the programs of layout %d: %w", o.ABI, err)
+	}
+	return nil
+}
+
+// Remove removes the pins, and closes the state.
+func (o *Older) Remove() error {
+	_, err := removeDir(o.dir)
+	return errors.Join(err, o.Close())
+}
+
+// Sleep has the programs do nothing until TakeOver: beside those of an older
+// state that would be to measure everything twice.
+func (s *State) Sleep() error { return s.RenewLease(1) }
+
+// TakeOver wakes the programs, all at once, to work until the time that
+// RenewLease would be given. It returns since when they do, of CLOCK_BOOTTIME:
+// requests from then on are theirs, those before it the older programs'. That
+// is kept, and returned by TakenOver, over restarts.
+func (s *State) TakeOver(until uint64) (since uint64, err error) {
+	if err := s.RenewLease(until); err != nil {
+		return 0, err
+	}
+	since = BootTime()
+	s.ledger.change(func(b *ledgerBooks) { b.since = since })
+	return since, nil
+}
+
+// TakenOver is what TakeOver returned to this daemon or one before it; 0: it
+// has not been called.
+func (s *State) TakenOver() uint64 { return s.ledger.read().since }

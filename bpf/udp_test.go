@@ -1,0 +1,101 @@
+package bpf
+
+import (
+	"bytes"
+	"testing"
+	"time"
+)
+
+func udpExchanges(t testing.TB, f flow) []exchange {
+	b := f.back()
+	one := client(ofUDP, answered)
+	length := 2 // of the packet, in the IP header
+	short := byte(20 + 7)
+	if f.from.Addr().Is6() {
+		length, short = 4, 7
+	}
+	return []exchange{
+		{"answered", []packet{out(f.udp(t, 1)), in(b.udp(t, 2))},
+			[]want{one}, counts{"requests": 1, "finished": 1}},
+		{"asked", []packet{in(f.udp(t, 1)), out(b.udp(t, 2))},
+			[]want{server(ofUDP, answered)}, counts{"requests": 1, "finished": 1}},
+		{"empty datagrams", []packet{out(f.udp(t)), in(b.udp(t))},
+			[]want{one}, counts{"requests": 1, "finished": 1}},
+		{"a second datagram is no answer", []packet{out(f.udp(t, 1)), out(f.udp(t, 2)), in(b.udp(t, 3))},
+			[]want{one.repeated(1)}, counts{"requests": 1, "finished": 1, "repeats": 1}},
+		{"one exchange of a stream", []packet{out(f.udp(t, 1)), in(b.udp(t, 2)), in(b.udp(t, 3)), out(f.udp(t, 4)), in(b.udp(t, 5)), out(f.udp(t, 6))},
+			[]want{one}, counts{"requests": 1, "finished": 1, "flow": 4}},
+		{"one exchange of a stream from outside", []packet{in(f.udp(t, 1)), out(b.udp(t, 2)), out(b.udp(t, 3)), in(f.udp(t, 4))},
+			[]want{server(ofUDP, answered)}, counts{"requests": 1, "finished": 1, "flow": 2}},
+		{"from another port", []packet{out(f.udp(t, 1)), in(f.port(444).back().udp(t, 2))},
+			nil, counts{"requests": 2}},
+		{"two sockets", []packet{out(f.udp(t, 1)), out(f.sourcePort(43211).udp(t, 1)), in(f.sourcePort(43211).back().udp(t, 1)), in(b.udp(t, 1))},
+			[]want{one, one}, counts{"requests": 2, "finished": 2}},
+		{"the tunnel, not what is in it", []packet{out(f.port(4789).udp(t, append([]byte{8, 0, 0, 0, 0, 0, 7, 0}, f.syn(t, 100)...)...))},
+			nil, counts{"requests": 1}},
+
+		{"to a group", []packet{out(f.group(9999).udp(t, 1)), in(f.group(9999).udp(t, 1))},
+			nil, counts{"multicast": 2}},
+		{"cut short", []packet{out(stump(f.udp(t), 7)), in(stump(f.udp(t), 0))}, nil, counts{"truncated": 2}},
+		{"packet shorter than the header", []packet{out(patched(f.udp(t), length, 0, short))}, nil, counts{"malformed": 1}},
+	}
+}
+
+// After the interval a flow is measured again.
+func TestAUDPFlowIsNewAfterTheInterval(t *testing.T) {
+	k := openKernel(t)
+	exchange := func() {
+		k.out(flow4.udp(t, 1))
+		k.in(flow4.back().udp(t, 2))
+	}
+	exchange()
+	exchange()
+	k.counted(counts{"requests": 1, "finished": 1, "flow": 2})
+	if err := k.Apply(Settings{UDPIdle: time.Nanosecond}); err != nil { // shorter than any pause
+		t.Fatal(err)
+	}
+	exchange()
+	exchange()
+	k.counted(counts{"requests": 2, "finished": 2})
+	if got := k.records(); len(got) != 3 {
+		t.Errorf("%d records, want 3: %+v", len(got), got)
+	}
+	k.balanced()
+}
+
+// RFC 9000, 17.2: the first datagram of a connection has a long header.
+func TestQUICByItsLongHeader(t *testing.T) {
+	k := openKernel(t)
+	initial := make([]byte, 1200)
+	copy(initial, []byte{0xc3, 0, 0, 0, 1})
+	with := func(octets ...byte) []byte {
+		changed := bytes.Clone(initial)
+		copy(changed, octets)
+		return changed
+	}
+	for name, c := range map[string]struct {
+		payload []byte
+		quic    bool
+	}{
+		"version 1":      {initial, true},
+		"version 2":      {with(0xd3, 0x6b, 0x33, 0x43, 0xcf), true},
+		"draft 29":       {with(0xc3, 0xff, 0, 0, 29), true},
+		"too short":      {initial[:1199], false},
+		"short header":   {with(0x43), false},
+		"no fixed bit":   {with(0x83), false},
+		"negotiation":    {with(0xc3, 0, 0, 0, 0), false},
+		"another number": {with(0xc3, 1, 2, 3, 4), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k.t = t
+			for _, f := range []flow{flow4, flow6} {
+				k.clear()
+				k.out(f.udp(t, c.payload...))
+				k.in(f.back().udp(t, 1))
+				if got := k.one().Flags&4 != 0; got != c.quic {
+					t.Errorf("quic %t, want %t", got, c.quic)
+				}
+			}
+		})
+	}
+}
