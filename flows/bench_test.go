@@ -22,6 +22,7 @@ func hotPath(tb testing.TB) map[string]func(dst []byte, e *Event) []byte {
 	return map[string]func(dst []byte, e *Event) []byte{
 		"JSON":      testHost.AppendJSON,
 		"Journal":   testHost.AppendJournal,
+		"Object":    AppendObjectUnit,
 		"Text":      AppendText,
 		"Line":      func(dst []byte, e *Event) []byte { return testHost.AppendLine(dst, e, true) },
 		"ID":        testHost.AppendID,

@@ -31,12 +31,13 @@ const (
 	recordRTT       = 1 << 0
 	recordAmbiguous = 1 << 1
 	recordQUIC      = 1 << 2
+	recordTruncated = 1 << 3
 )
 
 // Decode fills e from a record of the kernel's ring: a struct flat_record or
 // flat_dns_record of bpf/record.h. Nothing of what was in e remains, also
 // after an error. It leaves to the caller what the record cannot tell: Time,
-// Interface.Name, Slow and Replayed. The record is not kept.
+// Interface.Name, Owner, Slow and Replayed. The record is not kept.
 //
 // An exchange that seems to have begun before the host did is one whose clocks
 // disagree: it has neither Duration nor RTT.
@@ -55,6 +56,8 @@ func Decode(record []byte, e *Event) error {
 		Retransmits: host.Uint32(record[92:]),
 		Interface:   Interface{Index: int(host.Uint32(record[84:]))},
 		VLAN:        host.Uint16(record[100:]),
+		Cgroup:      host.Uint64(record[40:]),
+		UID:         host.Uint32(record[96:]),
 		TTL:         record[106],
 		Ambiguous:   record[105]&recordAmbiguous != 0,
 		QUIC:        record[105]&recordQUIC != 0,
@@ -122,6 +125,7 @@ func (e *Event) decodeDNS(record []byte) error {
 	host := binary.NativeEndian
 	e.DNS.ID = uint16(host.Uint32(record[88:]))
 	e.DNS.RCode = record[107] & rcodeMask
+	e.DNS.Truncated = record[105]&recordTruncated != 0
 	length, have := int(host.Uint16(record[110:])), len(record)-RecordSize
 	if length > have {
 		return fmt.Errorf("%w: question has %d bytes of %d", ErrShort, have, length)
@@ -149,6 +153,8 @@ func DecodePending(key, value []byte, limit time.Duration, side Side, e *Event) 
 		Retransmits: host.Uint32(value[52:]),
 		Interface:   Interface{Index: int(host.Uint32(value[56:]))},
 		VLAN:        host.Uint16(value[60:]),
+		Cgroup:      host.Uint64(value[24:]),
+		UID:         host.Uint32(value[32:]),
 		QUIC:        value[64]&recordQUIC != 0,
 		Request:     fnv1a(fnv1a(fnvBasis, key[:KeySize]), value[:8]),
 	}

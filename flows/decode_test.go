@@ -65,7 +65,7 @@ func tcpRecord() cRecord {
 		Sequence: 107187, EndNS: 7_000_000_000, DurationNS: 1_234_567, RTTNS: 1_234_000,
 		Source: addr16("192.0.2.10"), Destination: addr16("198.51.100.20"),
 		SourcePort: port16(43210), DestinationPort: port16(443),
-		Ifindex: 2, Repeats: 1, VLAN: 7,
+		Cgroup: 4711, UID: 33, Ifindex: 2, Repeats: 1, VLAN: 7,
 		Kind: 1, Side: 1, Result: 1, Flags: 1 << 0, TTL: 57,
 	}
 }
@@ -96,7 +96,7 @@ func TestDecode(t *testing.T) {
 		End: 7_000_000_000, Duration: 1_234_567, RTT: 1_234_000, HasRTT: true, Retransmits: 1,
 		Source:      netip.MustParseAddrPort("192.0.2.10:43210"),
 		Destination: netip.MustParseAddrPort("198.51.100.20:443"),
-		Interface:   Interface{Index: 2}, VLAN: 7, TTL: 57, Sequence: 107187,
+		Interface:   Interface{Index: 2}, VLAN: 7, TTL: 57, Sequence: 107187, Cgroup: 4711, UID: 33,
 	}
 	got := dnsSample() // nothing of it may remain
 	if err := Decode(native(t, tcpRecord()), &got); err != nil || got != want {
@@ -205,7 +205,7 @@ func TestDecodeRefuses(t *testing.T) {
 		if err := Decode(test.record, &e); !errors.Is(err, test.want) {
 			t.Errorf("%s: %v", test.name, err)
 		}
-		if !e.Time.IsZero() || e.DNS.HasQuestion() {
+		if !e.Time.IsZero() || e.DNS.HasQuestion() || e.Owner != nil {
 			t.Errorf("%s: left %+v", test.name, e)
 		}
 	}
@@ -217,6 +217,7 @@ func pendingDNS() (cKey, cPending) {
 			LocalPort: port16(33333), RemotePort: port16(53), ID: 0x1234, Kind: 2,
 		}, cPending{
 			FirstNS: 5_000_000_000, LastNS: 6_000_000_000, Repeats: 3, Ifindex: 2, VLAN: 7, TTL: 64, Flags: 1 << 2,
+			Cgroup: 4711, UID: 33,
 		}
 }
 
@@ -227,7 +228,7 @@ func TestDecodePending(t *testing.T) {
 		End: 15_000_000_000, Limit: 10 * time.Second, Retransmits: 3,
 		Source:      netip.MustParseAddrPort("192.0.2.10:33333"),
 		Destination: netip.MustParseAddrPort("198.51.100.53:53"),
-		Interface:   Interface{Index: 2}, VLAN: 7, QUIC: true, DNS: DNS{ID: 0x1234},
+		Interface:   Interface{Index: 2}, VLAN: 7, QUIC: true, DNS: DNS{ID: 0x1234}, Cgroup: 4711, UID: 33,
 	}
 	got := tcpSample()
 	if err := DecodePending(native(t, key), native(t, value), 10*time.Second, SideClient, &got); err != nil {
@@ -306,7 +307,7 @@ func FuzzDecode(f *testing.F) {
 		if !bytes.Equal(record, before) {
 			t.Error("the record was changed")
 		}
-		e.Time, e.Interface.Name = testTime, name
+		e.Time, e.Interface.Name, e.Owner = testTime, name, OwnerOf("/"+name)
 		checkForms(t, &e, func(doc map[string]any) error { return schema.Validate(doc) })
 	})
 }

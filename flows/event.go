@@ -86,6 +86,13 @@ type Event struct {
 	VLAN      uint16 // outermost VLAN id
 	TTL       uint8  // TTL or hop limit of the remote end's packet
 
+	// Cgroup is the id of the cgroup (version 2) in which the local socket was
+	// made; 0 if the kernel could not tell. The caller of Decode finds its
+	// Owner, which stays nil if nobody knows that cgroup.
+	Cgroup uint64
+	UID    uint32 // of the local socket's owner, if Cgroup is known
+	Owner  *Owner
+
 	HasRTT    bool
 	Ambiguous bool // retransmitted, and not known which request was answered
 	QUIC      bool
@@ -120,6 +127,9 @@ type Interface struct {
 type DNS struct {
 	ID    uint16
 	RCode uint8
+	// Truncated says that the answer was cut short (TC; RFC 1035, 4.1.1): the
+	// resolver asks again over TCP.
+	Truncated bool
 	// Type of the first question (RFC 1035, 3.2.2), if Question is not empty.
 	Type uint16
 	// HashNames has the forms show a hash in place of the name.

@@ -83,7 +83,7 @@ func fieldsOf(e *Event) []Field {
 
 // fields is filled once, so that no event pays for the names.
 var fields = func() []Field {
-	table := slices.Concat(baseFields, networkFields, placeFields, dnsFields, flatdFields, summaryFields)
+	table := slices.Concat(baseFields, networkFields, placeFields, ownerFields, dnsFields, flatdFields, summaryFields)
 	for i := range table {
 		f := &table[i]
 		names := strings.Split(f.Path, ".")
@@ -190,6 +190,24 @@ var placeFields = []Field{
 		value: positive(func(e *Event) uint64 { return uint64(e.VLAN) })},
 }
 
+// ownerFields are those of the local end, on either side.
+var ownerFields = []Field{
+	{Path: "service.name", Type: TypeKeyword, Presence: PresenceKnown,
+		Doc:   "systemd unit whose socket it was on this host; of a user's manager, the user's unit. A socket made by socket activation is that of its `.socket` unit.",
+		value: text(func(e *Event) string { return e.Owner.Service() })},
+	{Path: "user.id", Type: TypeLong, Presence: PresenceKnown,
+		Doc: "Numeric id of the user whose socket it was on this host.",
+		value: func(dst []byte, _ *Host, e *Event) []byte {
+			if e.Cgroup == 0 {
+				return dst
+			}
+			return strconv.AppendUint(dst, uint64(e.UID), 10)
+		}},
+	{Path: "container.id", Type: TypeKeyword, Presence: PresenceKnown,
+		Doc:   "Id of the container whose socket it was; of LXC its name.",
+		value: text(func(e *Event) string { return e.Owner.container() })},
+}
+
 var dnsFields = []Field{
 	{Path: "dns.id", Type: TypeLong, Presence: PresenceKnown,
 		Doc: "Transaction id.",
@@ -205,6 +223,9 @@ var dnsFields = []Field{
 	{Path: "dns.question.type", Type: TypeKeyword, Presence: PresenceKnown,
 		Doc:   "Type of the first question: `AAAA`, or `TYPE65280` for one without a name.",
 		value: func(dst []byte, _ *Host, e *Event) []byte { return e.DNS.AppendType(dst) }},
+	{Path: "dns.header_flags", Type: TypeList, Presence: PresenceKnown, Values: []string{"TC"},
+		Doc:  "`TC` if the answer was cut short; the resolver then asks again over TCP.",
+		list: (*Event).dnsFlags},
 	{Path: "dns.response_code", Type: TypeKeyword, Presence: PresenceKnown,
 		Doc: "Response code in upper case.",
 		value: func(dst []byte, _ *Host, e *Event) []byte {
@@ -267,6 +288,9 @@ var flatdFields = []Field{
 			}
 			return appendHex(dst, e.FlowHash())
 		}},
+	{Path: "flatd.cgroup", Type: TypeKeyword, Presence: PresenceKnown,
+		Doc:   "Path of the cgroup (version 2) in which the local socket was made.",
+		value: text(func(e *Event) string { return e.Owner.cgroup() })},
 	{Path: "flatd.replayed", Type: TypeBoolean, Presence: PresenceExchange,
 		Doc: "Whether it ended before this daemon started.",
 		value: func(dst []byte, _ *Host, e *Event) []byte {

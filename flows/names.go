@@ -1,5 +1,7 @@
 package flows
 
+import "slices"
+
 // String returns "tcp", "dns", "udp", "icmp", "status" or "summary".
 func (k Kind) String() string {
 	switch k {
@@ -50,6 +52,17 @@ func (e *Event) ResultName() string {
 		return "timeout"
 	}
 	return "unknown"
+}
+
+// ResultNames are those that ResultName gives exchanges.
+func ResultNames() []string {
+	names := []string{"established", "answered", "refused", "unreachable", "timeout"}
+	for _, name := range rcodeNames {
+		if !slices.Contains(names, name) { // DNS can refuse too
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // Dataset returns event.dataset: "flatd.tcp", "flatd.status" and so on.
@@ -147,6 +160,7 @@ func (e *Event) action() string {
 // together.
 var (
 	categoryNetwork       = []string{"network"}
+	flagsTruncated        = []string{"TC"}
 	categoryProcess       = []string{"process"}
 	categoryConfiguration = []string{"configuration"}
 
@@ -172,6 +186,14 @@ func (e *Event) categories() []string {
 		return categoryConfiguration
 	}
 	return categoryProcess
+}
+
+// dnsFlags is dns.header_flags.
+func (e *Event) dnsFlags() []string {
+	if e.DNS.Truncated {
+		return flagsTruncated
+	}
+	return nil
 }
 
 // types is event.type.

@@ -131,6 +131,11 @@ func with(e Event, change func(*Event)) Event {
 	return e
 }
 
+// ownedBy has the local socket made in a cgroup by a user.
+func ownedBy(cgroup string, uid uint32) func(*Event) {
+	return func(e *Event) { e.Cgroup, e.UID, e.Owner = 4711, uid, OwnerOf(cgroup) }
+}
+
 // samples has every kind, result and status, and what the wire and other
 // programs may do to them.
 func samples() []sample {
@@ -159,6 +164,7 @@ func samples() []sample {
 		{"dns", dnsSample()},
 		{"dns nxdomain", with(dnsSample(), func(e *Event) { e.DNS = dnsOf(1, 3, question(28, "nowhere", "example")) })},
 		{"dns unnamed code and type", with(dnsSample(), func(e *Event) { e.DNS = dnsOf(0, 11, question(65280)) })},
+		{"dns truncated", with(dnsSample(), func(e *Event) { e.DNS.Truncated = true })},
 		{"dns without question", with(dnsSample(), func(e *Event) { e.DNS = DNS{ID: 9} })},
 		{"dns hashed", with(dnsSample(), func(e *Event) { e.DNS.HashNames = true })},
 		{"dns hostile", with(dnsSample(), func(e *Event) {
@@ -167,6 +173,16 @@ func samples() []sample {
 		{"dns timeout", with(timeoutSample(), func(e *Event) {
 			e.Kind, e.Limit, e.Retransmits, e.DNS = KindDNS, 2500*time.Millisecond, 1, DNS{ID: 7}
 		})},
+		{"tcp of a service", with(tcpSample(), ownedBy("/system.slice/nginx.service", 33))},
+		{"tcp timeout of a user's unit, in a container", with(timeoutSample(), ownedBy(
+			"/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-"+containerID+".scope/container", 1000))},
+		{"tcp server side, ambiguous, of a service", with(tcpSample(), func(e *Event) {
+			ownedBy("/system.slice/system-web.slice/web@1.service/worker", 0)(e)
+			e.Side, e.Ambiguous, e.HasRTT, e.RTT, e.Retransmits = SideServer, true, false, 0, 2
+		})},
+		{"icmp of the kernel", with(icmpSample(), ownedBy("/", 0))},
+		{"udp of a cgroup that nobody knows", with(udpSample(), func(e *Event) { e.Cgroup, e.UID = 4711, 33 })},
+		{"hostile cgroup", with(tcpSample(), ownedBy("/lxc/\x1b[31m\nX=\"\xff", 1000))},
 		{"hostile interface", with(tcpSample(), func(e *Event) { e.Interface.Name = "e\x1b[31m\nX=\"\xff" })},
 		{"start", statusSample(ActionStart, "measuring on eth0", 0)},
 		{"stop", statusSample(ActionStop, "stopped after 12 events", 0)},

@@ -9,7 +9,7 @@ import (
 
 // AppendText appends the event as a plain sentence, without a full stop:
 //
-//	tcp 192.0.2.10:43210 -> 198.51.100.20:443 established in 1.23 ms
+//	tcp 192.0.2.10:43210 -> 198.51.100.20:443 established in 1.23 ms (nginx.service)
 //
 // It is one line of printable characters, whatever was on the wire. Within the
 // capacity of dst it allocates nothing.
@@ -110,7 +110,7 @@ var (
 	}
 )
 
-// appendNotes appends in brackets what is out of the ordinary.
+// appendNotes appends in brackets what is out of the ordinary, then whose it was.
 func (e *Event) appendNotes(dst []byte) []byte {
 	separator := " ("
 	if e.Retransmits > 0 {
@@ -121,8 +121,16 @@ func (e *Event) appendNotes(dst []byte) []byte {
 		}
 		separator = ", "
 	}
+	if e.DNS.Truncated {
+		dst = append(append(dst, separator...), "truncated"...)
+		separator = ", "
+	}
 	if e.Side == SideServer {
 		dst = append(append(dst, separator...), "server side"...)
+		separator = ", "
+	}
+	if service := e.Owner.Service(); service != "" {
+		dst = append(append(dst, separator...), service...)
 		separator = ", "
 	}
 	if separator == " (" {

@@ -151,6 +151,13 @@ func (f *Fanout) Busy() bool {
 	return slices.ContainsFunc(f.Stats(), func(s Stats) bool { return s.Queued > 0 })
 }
 
+// Crowded reports whether some queue is; see Queue.Crowded.
+func (f *Fanout) Crowded() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.ContainsFunc(f.queues, (*Queue).Crowded)
+}
+
 // Down reports whether every queue that holds events has an output that fails.
 func (f *Fanout) Down() bool {
 	return !slices.ContainsFunc(f.Stats(), func(s Stats) bool { return s.Queued > 0 && !s.Down })

@@ -11,9 +11,9 @@ import (
 // a Pool, and nobody changes it once it is published.
 type Item struct {
 	Event flows.Event
-	// Position is where the event's record ends in the kernel's ring, in bytes
-	// since the ring was made; 0 for an event that is not from the ring.
-	// Items are published in the order of their positions.
+	// Position is the publisher's number for an event that must not be
+	// forgotten before every queue has disposed of it (Fanout.Held); 0 for one
+	// that may. Items are published in the order of their positions.
 	Position uint64
 
 	refs atomic.Int32

@@ -26,6 +26,10 @@ type JournalOptions struct {
 	Socket  string // default JournalSocket
 	Profile string // default ProfileBudget
 
+	// NoObjectUnit leaves failures and slow exchanges out of the journal of
+	// the unit they are about.
+	NoObjectUnit bool
+
 	// The budget in events: so many a second, and so many at once after a
 	// quiet time. Failures and slow exchanges have one of their own.
 	SuccessRate, SuccessBurst int // default 10, 200
@@ -37,6 +41,7 @@ type JournalOptions struct {
 type Journal struct {
 	host    *flows.Host
 	profile string
+	objects bool
 	socket  journalSocket
 	entry   []byte // reused
 
@@ -59,6 +64,7 @@ func NewJournal(o JournalOptions) (*Journal, error) {
 	return &Journal{
 		host:      o.Host,
 		profile:   o.Profile,
+		objects:   !o.NoObjectUnit,
 		socket:    journalSocket{path: o.Socket, fd: -1},
 		successes: newBudget(o.SuccessRate, 10, o.SuccessBurst, 200),
 		failures:  newBudget(o.FailureRate, 200, o.FailureBurst, 2000),
@@ -79,6 +85,9 @@ func (j *Journal) Write(ctx context.Context, events []*flows.Event) (Tally, erro
 			continue
 		}
 		j.entry = j.host.AppendJournal(j.entry[:0], e)
+		if j.objects && notable(e) {
+			j.entry = flows.AppendObjectUnit(j.entry, e)
+		}
 		switch err := j.socket.Send(ctx, j.entry); {
 		case err == nil:
 			t.Delivered++
@@ -102,15 +111,18 @@ func (j *Journal) budgetOf(e *flows.Event) *budget {
 	switch {
 	case !e.Exchange() || j.profile == ProfileAll:
 		return unlimited
-	case j.profile == ProfileBudget && (e.Failed() || e.Slow):
+	case j.profile == ProfileBudget && notable(e):
 		return &j.failures
 	case j.profile == ProfileBudget:
 		return &j.successes
-	case e.Failed() || e.Slow:
+	case notable(e):
 		return unlimited
 	}
 	return nothing
 }
+
+// notable is what somebody may want to look into.
+func notable(e *flows.Event) bool { return e.Failed() || e.Slow }
 
 // Close closes the socket. Every entry has reached journald's queue by then.
 func (j *Journal) Close() error { return j.socket.Close() }

@@ -269,3 +269,40 @@ func BenchmarkJournal(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.N*len(events))/b.Elapsed().Seconds(), "events/s")
 }
+
+// What went wrong with a unit is in that unit's journal, what went well is not.
+func TestJournalObjectUnit(t *testing.T) {
+	const object = "OBJECT_SYSTEMD_UNIT=nginx.service\n"
+	for _, c := range []struct {
+		name  string
+		off   bool
+		event *flows.Event
+		want  bool
+	}{
+		{"success", false, sample(1), false},
+		{"refused", false, refused(1), true},
+		{"slow", false, slow(1), true},
+		{"refused, switched off", true, refused(1), false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "socket")
+			conn := listener(t, path)
+			out := newTestJournal(t, JournalOptions{Socket: path, NoObjectUnit: c.off})
+			c.event.Cgroup, c.event.Owner = 4711, flows.OwnerOf("/system.slice/nginx.service")
+			if _, err := out.Write(t.Context(), []*flows.Event{c.event}); err != nil {
+				t.Fatal(err)
+			}
+			buffer := make([]byte, 1<<16)
+			n, err := conn.Read(buffer)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := bytes.Contains(buffer[:n], []byte(object)); got != c.want {
+				t.Errorf("%s: %t, want %t, in\n%s", object, got, c.want, buffer[:n])
+			}
+			if !bytes.Contains(buffer[:n], []byte("\nSERVICE_NAME=nginx.service\n")) {
+				t.Errorf("no service in\n%s", buffer[:n])
+			}
+		})
+	}
+}

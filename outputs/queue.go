@@ -345,6 +345,14 @@ func (q *Queue) Stats() Stats {
 	return s
 }
 
+// Crowded reports whether less than half of the room is left, though the output
+// works: who can wait a little, may.
+func (q *Queue) Crowded() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return !q.stats.Down && !q.closed && q.backlog.len()+len(q.batch) > q.capacity/2
+}
+
 // Progress is when the queue was last seen moving: now, unless a Write is under
 // way, then its start. One that is idle, or tries a broken output again and
 // again, moves; one whose output is stuck for much longer than twice

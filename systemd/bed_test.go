@@ -35,7 +35,7 @@ type bed struct {
 func boot(t *testing.T) *bed {
 	t.Helper()
 	testbed.Root(t)
-	for _, tool := range []string{"bash", "curl", "ip", "journalctl", "nsenter", "pgrep", "ss", "tc"} {
+	for _, tool := range []string{"bash", "curl", "ip", "journalctl", "nsenter", "pgrep", "setpriv", "ss", "tc", "useradd"} {
 		testbed.Tool(t, tool)
 	}
 	if _, err := os.Stat("/lib/systemd/systemd"); err != nil {

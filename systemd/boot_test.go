@@ -45,6 +45,9 @@ func TestService(t *testing.T) {
 		{"answers on its socket", (*service).answer},
 		{"reports what was refused", (*service).refuse},
 		{"explains its messages", (*service).explain},
+		{"names the unit", (*service).nameUnit},
+		{"names a user's unit", (*service).nameUserUnit},
+		{"keeps out of the unit's journal", (*service).withoutObjectUnit},
 		{"reloads", (*service).reload},
 		{"refuses to reload a bad file", (*service).reloadBad},
 		{"measures while stopped", (*service).stopAndStart},
@@ -295,6 +298,86 @@ func (s *service) explain(t *testing.T) {
 			t.Errorf("journalctl -x does not explain message %s with %q:\n%s", id, subject, out)
 		}
 	}
+}
+
+// wantUnitFails runs a transient unit that dials a closed port of the peer, and
+// ends at once. systemdRun is a command that makes one.
+func (s *service) wantUnitFails(t *testing.T, unit string, systemdRun ...string) (port int) {
+	t.Helper()
+	port = closedPort + s.closed
+	s.closed++
+	command := append(systemdRun, "--wait", "--unit="+unit, "curl", "-s", "http://"+s.peer.endpoint(port))
+	if out, err := s.try(t, command[0], command[1:]...); err == nil {
+		t.Fatalf("curl reaches a closed port: %s", out)
+	}
+	return port
+}
+
+// wantInJournal wants one entry of flatd's about a port in what journalctl
+// shows with some arguments.
+func (s *service) wantInJournal(t *testing.T, port, want int, args ...string) {
+	t.Helper()
+	s.run(t, "journalctl", "--sync")
+	out := s.run(t, "journalctl", append([]string{"--no-pager", "-o", "cat"}, args...)...)
+	if got := strings.Count(out, fmt.Sprintf("-> %s refused in ", s.peer.endpoint(port))); got != want {
+		t.Errorf("journalctl %s has %d entries of flatd's about port %d, want %d:\n%s", strings.Join(args, " "), got, port, want, out)
+	}
+}
+
+func (s *service) nameUnit(t *testing.T) {
+	port := s.wantUnitFails(t, "probe", "systemd-run")
+	e := s.await(t, 1, fmt.Sprintf("DESTINATION_PORT=%d", port))[0]
+	for name, want := range map[string]string{
+		"SERVICE_NAME": "probe.service", "OBJECT_SYSTEMD_UNIT": "probe.service", "USER_ID": "0",
+		"FLATD_CGROUP": "/system.slice/probe.service", "_SYSTEMD_UNIT": "flatd.service",
+	} {
+		if e[name] != want {
+			t.Errorf("%s is %v, want %s", name, e[name], want)
+		}
+	}
+	if message, _ := e["MESSAGE"].(string); !strings.HasSuffix(message, " (probe.service)") {
+		t.Errorf("MESSAGE is %q", message)
+	}
+	s.wantInJournal(t, port, 1, "-u", "probe")
+	s.wantInJournal(t, port, 1, "-u", "flatd", "SERVICE_NAME=probe.service")
+	s.wantInJournal(t, port, 0, "-u", "flatd.socket")
+	s.run(t, "systemctl", "reset-failed", "probe")
+}
+
+// nameUserUnit has a user with a manager of their own.
+func (s *service) nameUserUnit(t *testing.T) {
+	const user, uid = "prober", "4711"
+	s.run(t, "useradd", "--uid="+uid, "--no-create-home", "--home-dir=/tmp", user)
+	s.run(t, "systemctl", "start", "user@"+uid)
+	as := []string{"setpriv", "--reuid=" + uid, "--regid=" + uid, "--clear-groups", "env", "XDG_RUNTIME_DIR=/run/user/" + uid}
+	port := s.wantUnitFails(t, "probe", append(as, "systemd-run", "--user")...)
+	e := s.await(t, 1, fmt.Sprintf("DESTINATION_PORT=%d", port))[0]
+	manager := "user@" + uid + ".service"
+	for name, want := range map[string]string{
+		"SERVICE_NAME": "probe.service", "USER_ID": uid,
+		"OBJECT_SYSTEMD_UNIT": manager, "OBJECT_SYSTEMD_USER_UNIT": "probe.service", "OBJECT_SYSTEMD_OWNER_UID": uid,
+		"FLATD_CGROUP": "/user.slice/user-" + uid + ".slice/" + manager + "/app.slice/probe.service",
+	} {
+		if e[name] != want {
+			t.Errorf("%s is %v, want %s", name, e[name], want)
+		}
+	}
+	s.wantInJournal(t, port, 1, "--user-unit=probe")
+	s.wantInJournal(t, port, 1, "-u", manager)
+	s.wantInJournal(t, port, 0, "-u", "probe") // the system has one of that name, too
+	s.run(t, "systemctl", "stop", "user@"+uid)
+}
+
+func (s *service) withoutObjectUnit(t *testing.T) {
+	const dropIn = "/etc/flatd/flatd.toml.d/60-object.toml"
+	s.write(t, dropIn, "[outputs.journald]\nobject_unit = false\n")
+	s.run(t, "systemctl", "reload", "flatd")
+	port := s.wantUnitFails(t, "quiet", "systemd-run")
+	s.await(t, 1, "SERVICE_NAME=quiet.service", fmt.Sprintf("DESTINATION_PORT=%d", port))
+	s.wantInJournal(t, port, 0, "-u", "quiet")
+	s.run(t, "systemctl", "reset-failed", "quiet")
+	s.run(t, "rm", dropIn)
+	s.run(t, "systemctl", "reload", "flatd")
 }
 
 func (s *service) reload(t *testing.T) {

@@ -20,6 +20,7 @@ var eventFilters = []struct{ name, usage string }{
 	{"peer", "only with this `address` or prefix at either end"},
 	{"port", "only with this `port` at either end"},
 	{"interface", "only on the interface of this `name`"},
+	{"unit", "only of this systemd `unit` on this host, such as nginx.service"},
 }
 
 func eventsCommand(c *client) *cobra.Command {
