@@ -52,12 +52,16 @@ type Measure struct {
 
 // Filter says which exchanges are reported.
 type Filter struct {
-	// Include and Exclude are the peers; the most specific prefix decides.
-	// They are masked, and IPv4 is not in its mapped form.
-	Include, Exclude []netip.Prefix
-	Ports            []PortRange   // of the responder; none: all
-	MinDuration      time.Duration // faster successes are not reported
-	Sample           uint32        // one success in so many is reported
+	// Include and Exclude are the peers, the others this host's own addresses;
+	// the most specific prefix decides. They are masked, and IPv4 is not in its
+	// mapped form.
+	Include, Exclude           []netip.Prefix
+	LocalInclude, LocalExclude []netip.Prefix
+
+	Ports       []PortRange   // of the responder; none: all
+	Results     []string      // as flatd.result names them; none: all
+	MinDuration time.Duration // faster successes are not reported
+	Sample      uint32        // one success in so many is reported
 }
 
 // PortRange is the ports from First to Last, both included.
@@ -80,6 +84,9 @@ type Outputs struct {
 type Journald struct {
 	Enabled bool
 	Profile string // "budget", "all" or "notable"
+	// ObjectUnit has failures and slow exchanges shown with the unit they are
+	// about: journalctl -u nginx.
+	ObjectUnit bool
 	// The budget of events a second, and how many may come at once.
 	SuccessesPerSecond, SuccessesBurst int
 	FailuresPerSecond, FailuresBurst   int
@@ -133,6 +140,7 @@ func Defaults() Config {
 			Journald: Journald{
 				Enabled:            true,
 				Profile:            "budget",
+				ObjectUnit:         true,
 				SuccessesPerSecond: 10,
 				SuccessesBurst:     200,
 				FailuresPerSecond:  200,

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -23,12 +24,23 @@ func (r *configReader) check() {
 
 func (r *configReader) checkPrefixes() {
 	f := &r.config.Filter
-	if n := len(f.Include) + len(f.Exclude); n > prefixesMax {
-		r.complain("filter.exclude", "makes %d prefixes together with filter.include: want at most %d", n, prefixesMax)
+	r.checkEnd("filter.include", f.Include, "filter.exclude", f.Exclude)
+	r.checkEnd("filter.local_include", f.LocalInclude, "filter.local_exclude", f.LocalExclude)
+	peers, local := len(f.Include)+len(f.Exclude), len(f.LocalInclude)+len(f.LocalExclude)
+	if peers <= prefixesMax && local <= prefixesMax && peers+local > prefixesMax {
+		r.complain("filter.local_include", "and filter.local_exclude make %d prefixes together with those of the peers: want at most %d",
+			peers+local, prefixesMax)
 	}
-	for _, p := range f.Exclude {
-		if slices.Contains(f.Include, p) {
-			r.complain("filter.exclude", "%q is in filter.include too: want it in one of them", p)
+}
+
+// checkEnd looks at the prefixes for one end of an exchange.
+func (r *configReader) checkEnd(includeKey string, include []netip.Prefix, excludeKey string, exclude []netip.Prefix) {
+	if n := len(include) + len(exclude); n > prefixesMax {
+		r.complain(excludeKey, "makes %d prefixes together with %s: want at most %d", n, includeKey, prefixesMax)
+	}
+	for _, p := range exclude {
+		if slices.Contains(include, p) {
+			r.complain(excludeKey, "%q is in %s too: want it in one of them", p, includeKey)
 		}
 	}
 }

@@ -91,7 +91,10 @@ func filterKeys(f *Filter) []configKey {
 	return []configKey{
 		{"filter.include", list(&f.Include, 0, prefixesMax, prefix)},
 		{"filter.exclude", list(&f.Exclude, 0, prefixesMax, prefix)},
+		{"filter.local_include", list(&f.LocalInclude, 0, prefixesMax, prefix)},
+		{"filter.local_exclude", list(&f.LocalExclude, 0, prefixesMax, prefix)},
 		{"filter.ports", list(&f.Ports, 0, portRangesMax, portRange)},
+		{"filter.results", list(&f.Results, 0, len(flows.ResultNames()), wordOf(flows.ResultNames()))},
 		{"filter.min_duration", durationOrZero(&f.MinDuration, time.Microsecond, 5*time.Minute)},
 		{"filter.sample", integer(&f.Sample, 1, 1_000_000_000)},
 	}
@@ -101,6 +104,7 @@ func journaldKeys(j *Journald) []configKey {
 	return []configKey{
 		{"outputs.journald.enabled", boolean(&j.Enabled)},
 		{"outputs.journald.profile", word(&j.Profile, "budget", "all", "notable")},
+		{"outputs.journald.object_unit", boolean(&j.ObjectUnit)},
 		{"outputs.journald.successes_per_second", integer(&j.SuccessesPerSecond, 1, journalRateMax)},
 		{"outputs.journald.successes_burst", integer(&j.SuccessesBurst, 1, journalRateMax)},
 		{"outputs.journald.failures_per_second", integer(&j.FailuresPerSecond, 1, journalRateMax)},

@@ -44,11 +44,14 @@ func (m Measure) table() map[string]any {
 
 func (f Filter) table() map[string]any {
 	return map[string]any{
-		"include":      each(f.Include, netip.Prefix.String),
-		"exclude":      each(f.Exclude, netip.Prefix.String),
-		"ports":        each(f.Ports, PortRange.String),
-		"min_duration": humanDuration(f.MinDuration),
-		"sample":       f.Sample,
+		"include":       each(f.Include, netip.Prefix.String),
+		"exclude":       each(f.Exclude, netip.Prefix.String),
+		"local_include": each(f.LocalInclude, netip.Prefix.String),
+		"local_exclude": each(f.LocalExclude, netip.Prefix.String),
+		"ports":         each(f.Ports, PortRange.String),
+		"results":       each(f.Results, asIs),
+		"min_duration":  humanDuration(f.MinDuration),
+		"sample":        f.Sample,
 	}
 }
 
@@ -60,6 +63,7 @@ func (j Journald) table() map[string]any {
 	return map[string]any{
 		"enabled":              j.Enabled,
 		"profile":              j.Profile,
+		"object_unit":          j.ObjectUnit,
 		"successes_per_second": j.SuccessesPerSecond,
 		"successes_burst":      j.SuccessesBurst,
 		"failures_per_second":  j.FailuresPerSecond,

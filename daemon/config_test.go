@@ -127,6 +127,9 @@ func TestAcceptedValues(t *testing.T) {
 			[]netip.Prefix{netip.MustParsePrefix("10.0.0.1/32")}},
 		{`filter.include = ["0.0.0.0/0", "::/0"]`, func(c Config) any { return c.Filter.Include },
 			[]netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}},
+		{`filter.local_exclude = ["2001:db8::1"]`, func(c Config) any { return c.Filter.LocalExclude },
+			[]netip.Prefix{netip.MustParsePrefix("2001:db8::1/128")}},
+		{`filter.results = ["timeout", "nxdomain"]`, func(c Config) any { return c.Filter.Results }, []string{"timeout", "nxdomain"}},
 		{`interfaces = ["enp0s31f6np0s15"]`, func(c Config) any { return c.Interfaces }, []string{"enp0s31f6np0s15"}},
 		{`interfaces = ["eth0.100", "en[po]*"]`, func(c Config) any { return c.Interfaces }, []string{"eth0.100", "en[po]*"}},
 	} {

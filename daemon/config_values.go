@@ -205,6 +205,16 @@ func named[T any](names ...meaning[T]) func(any) (T, error) {
 	}
 }
 
+// wordOf makes a parser of words that stand for themselves, for a list.
+func wordOf(words []string) func(any) (string, error) {
+	return func(value any) (string, error) {
+		if s, ok := value.(string); ok && slices.Contains(words, s) {
+			return s, nil
+		}
+		return "", notOneOf(value, words)
+	}
+}
+
 // show is a value as a message has it: short, and without control characters.
 func show(value any) string {
 	switch v := value.(type) {

@@ -12,12 +12,14 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/flatd/flatd/bpf"
+	"github.com/flatd/flatd/daemon/cgroups"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/outputs"
 )
@@ -41,6 +43,7 @@ type Daemon struct {
 	recent   *recent
 	pipeline *pipeline
 	links    *links
+	owners   *cgroups.Tree
 	service  *service
 
 	reloading sync.Mutex // one reload at a time
@@ -102,7 +105,15 @@ func (d *Daemon) run(ctx context.Context) error {
 	}
 	d.recent = newRecent()
 	d.fanout = outputs.NewFanout(drainTime, queues...)
-	d.pipeline = newPipeline(d.state, reader, d.fanout, d.recent, d.config, d.log)
+	d.owners = cgroups.New()
+	defer d.owners.Close()
+	if problem := d.owners.Problem(); problem != "" {
+		d.log.Warn(problem + "; continuing")
+	}
+	d.pipeline = newPipeline(d.state, reader, d.fanout, d.recent, d.owners, d.config, d.log)
+	if err := d.pipeline.takeOver(); err != nil {
+		return err
+	}
 	d.links = newLinks(d.state, d.pipeline, d.config, d.log)
 
 	// What waits in the ring is read at once, and is to have names.
@@ -121,6 +132,7 @@ func (d *Daemon) run(ctx context.Context) error {
 	}
 	run("pipeline", d.pipeline.run)
 	run("interfaces", d.links.run)
+	run("cgroups", d.owners.Run)
 	run("lease", d.renewLease)
 	run("control socket", func(ctx context.Context) error { return d.service.serve(ctx, d) })
 	run("reload", d.reloadOnHangup)
@@ -134,6 +146,16 @@ func (d *Daemon) run(ctx context.Context) error {
 // done so for the configured time, so that a host whose flatd is gone for good
 // does not pay for it for ever.
 func (d *Daemon) renewLease(ctx context.Context) error {
+	if d.pipeline.waking() {
+		select {
+		case <-d.links.ready:
+		case <-ctx.Done():
+			return nil
+		}
+		if err := d.pipeline.wake(d.current().KeepFor); err != nil {
+			return err
+		}
+	}
 	for {
 		keep := d.current().KeepFor
 		pause := time.Minute
@@ -233,8 +255,9 @@ func settings(c Config) bpf.Settings {
 		Sample:      c.Filter.Sample,
 		MatchHost:   c.Measure.Match == "host",
 		DNSPorts:    c.Measure.DNSPorts,
-		Include:     c.Filter.Include,
-		Exclude:     c.Filter.Exclude,
+		Remote:      bpf.Nets{Include: c.Filter.Include, Exclude: c.Filter.Exclude},
+		Local:       bpf.Nets{Include: c.Filter.LocalInclude, Exclude: c.Filter.LocalExclude},
+		SkipResults: unwantedResults(c.Filter.Results),
 	}
 	for _, r := range c.Filter.Ports {
 		s.Ports = append(s.Ports, bpf.PortRange(r))
@@ -242,6 +265,26 @@ func settings(c Config) bpf.Settings {
 	s.SkipKinds = without([]flows.Kind{flows.KindTCP, flows.KindDNS, flows.KindUDP, flows.KindICMP}, c.Measure.Kinds)
 	s.SkipSides = without([]flows.Side{flows.SideClient, flows.SideServer}, c.Measure.Sides)
 	return s
+}
+
+// unwantedResults are those that the kernel is to leave out: all but the wanted,
+// or none if nothing is said.
+func unwantedResults(wanted []string) (skip []bpf.Result) {
+	if len(wanted) == 0 {
+		return nil
+	}
+	leaveOut := func(e flows.Event, r bpf.Result) {
+		if !slices.Contains(wanted, e.ResultName()) {
+			skip = append(skip, r)
+		}
+	}
+	for r := flows.ResultEstablished; r <= flows.ResultUnreachable; r++ {
+		leaveOut(flows.Event{Kind: flows.KindTCP, Result: r}, bpf.Result(r))
+	}
+	for rcode := range uint8(16) {
+		leaveOut(flows.Event{Kind: flows.KindDNS, Result: flows.ResultAnswered, DNS: flows.DNS{RCode: rcode}}, bpf.DNSResult(rcode))
+	}
+	return skip
 }
 
 // without returns those of all that are not wanted, as the kernel names them.

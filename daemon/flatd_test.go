@@ -5,10 +5,12 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -41,6 +43,18 @@ type event struct {
 			Name string `json:"name"`
 		} `json:"interface"`
 	} `json:"observer"`
+	Network struct {
+		Protocol string `json:"protocol"`
+	} `json:"network"`
+	Service struct {
+		Name string `json:"name"`
+	} `json:"service"`
+	User struct {
+		ID *int `json:"id"`
+	} `json:"user"`
+	Container struct {
+		ID string `json:"id"`
+	} `json:"container"`
 	DNS struct {
 		ID       int `json:"id"`
 		Question struct {
@@ -52,8 +66,12 @@ type event struct {
 		Result      string `json:"result"`
 		Side        string `json:"side"`
 		Retransmits int    `json:"retransmits"`
+		RTT         int64  `json:"rtt"`
+		ClientRTT   int64  `json:"client_rtt"`
+		Ambiguous   bool   `json:"ambiguous"`
 		Replayed    bool   `json:"replayed"`
 		Lost        uint64 `json:"lost"`
+		Cgroup      string `json:"cgroup"`
 		Summary     summed `json:"summary"`
 	} `json:"flatd"`
 	Message string `json:"message"`
@@ -72,6 +90,7 @@ type process struct {
 	stderr bytes.Buffer
 	socket string
 	ended  chan struct{} // closed when standard output ends
+	torn   bool          // it ended within a line; known once it has
 
 	mu     sync.Mutex
 	more   *sync.Cond
@@ -86,8 +105,9 @@ type setup struct {
 	dir    string
 	config string // beyond what every test wants
 
-	interfaces string // of the configuration's list
-	quiet      bool   // no output: events are counted, summed up and remembered
+	interfaces string   // of the configuration's list
+	quiet      bool     // no output: events are counted, summed up and remembered
+	stdout     *os.File // in place of what the process collects
 	args       []string
 }
 
@@ -108,15 +128,21 @@ func (s *setup) write(t testing.TB) string {
 	return path
 }
 
-// start runs flatd and waits until it measures.
-func (s *setup) start(t testing.TB) *process {
+// launch runs flatd, which goes on to start by itself.
+func (s *setup) launch(t testing.TB) *process {
 	t.Helper()
 	p := &process{t: t, socket: s.socket(), ended: make(chan struct{}), cmd: s.host.Command(s.binary, append(s.args, "--config", s.write(t))...)}
 	p.more = sync.NewCond(&p.mu)
 	p.cmd.Stderr = &p.stderr
-	out, err := p.cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
+	var out io.Reader = strings.NewReader("")
+	if s.stdout != nil {
+		p.cmd.Stdout = s.stdout
+	} else {
+		pipe, err := p.cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = pipe
 	}
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -129,36 +155,57 @@ func (s *setup) start(t testing.TB) *process {
 			t.Logf("flatd said:\n%s", p.stderr.String())
 		}
 	})
-	go p.collect(bufio.NewScanner(out))
+	go p.collect(bufio.NewReader(out))
+	return p
+}
+
+// start runs flatd and waits until it measures.
+func (s *setup) start(t testing.TB) *process {
+	t.Helper()
+	p := s.launch(t)
 	if s.quiet {
-		for deadline := time.Now().Add(patience); ; {
-			if response, err := p.get(http.MethodGet, "/healthz"); err == nil {
-				response.Body.Close()
-				if p.status().Measuring {
-					return p
-				}
-			}
-			if time.Now().After(deadline) {
-				t.Fatal("flatd does not answer")
-			}
-		}
+		p.awaitStatus("measuring", func(s state) bool { return s.Measuring })
+		return p
 	}
 	p.wait("its start", func(e event) bool { return e.Event.Action == "start" })
 	return p
 }
 
-func (p *process) collect(lines *bufio.Scanner) {
+// collect takes whole lines: one that flatd was killed over has not been
+// delivered, and comes again.
+func (p *process) collect(lines *bufio.Reader) {
 	defer close(p.ended)
-	for lines.Scan() {
+	for {
+		line, err := lines.ReadBytes('\n')
+		if err != nil {
+			p.torn = len(line) > 0
+			return
+		}
 		var e event
-		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
-			p.t.Errorf("not JSON: %q: %v", lines.Text(), err)
+		if err := json.Unmarshal(line, &e); err != nil {
+			p.t.Errorf("not JSON: %q: %v", line, err)
 			continue
 		}
 		p.mu.Lock()
 		p.events = append(p.events, e)
 		p.more.Broadcast()
 		p.mu.Unlock()
+	}
+}
+
+// awaitStatus waits until flatd answers and its status is as wanted.
+func (p *process) awaitStatus(what string, wanted func(state) bool) {
+	p.t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		if response, err := p.get(http.MethodGet, "/healthz"); err == nil {
+			response.Body.Close()
+			if wanted(p.status()) {
+				return
+			}
+		}
+		if time.Now().After(deadline) {
+			p.t.Fatalf("waited in vain for %s", what)
+		}
 	}
 }
 
@@ -201,8 +248,8 @@ func (p *process) end(signal syscall.Signal) []event {
 	}
 	<-p.ended
 	err := p.cmd.Wait()
-	if signal != syscall.SIGKILL && err != nil {
-		p.t.Errorf("flatd ended with %v", err)
+	if signal != syscall.SIGKILL && (err != nil || p.torn) {
+		p.t.Errorf("flatd ended with %v; within a line: %t", err, p.torn)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/flatd/flatd/bpf"
+	"github.com/flatd/flatd/daemon/cgroups"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/outputs"
 )
@@ -18,7 +19,7 @@ import (
 //
 //	reader.Next       the kernel's record, still in the ring
 //	flows.Decode      bytes -> event, or a counted error
-//	enrich            wall clock, interface name, slow, replayed
+//	enrich            wall clock, interface name, whose it was, slow, replayed
 //	summary.add       counted, for the end of the interval
 //	fanout.Publish    to one bounded queue per output; never blocks
 //	commit            the ring moves on past what every output has disposed of
@@ -37,15 +38,25 @@ type pipeline struct {
 
 	summary *summarizer
 
-	names atomic.Pointer[map[int]string] // of interfaces, by index
+	names  atomic.Pointer[map[int]string] // of interfaces, by index
+	owners *cgroups.Tree
 
 	mu      sync.Mutex // held by who works with the state: sweep, configure, renewLease
 	measure atomic.Pointer[Measure]
 
+	custody custody // for the goroutine of run alone
+	losing  uint64  // how many lost events are being told
+
+	older *takeover // nil but for the time after an upgrade to another layout; changed under mu
+
 	beat         atomic.Int64 // unix seconds of the last round
+	readBefore   uint64       // records read and released by daemons before this one
 	read         atomic.Uint64
 	decodeErrors atomic.Uint64
 	timedOut     atomic.Uint64
+	takingOver   atomic.Bool
+	takenOver    atomic.Uint64   // exchanges of an older state
+	own          atomic.Uint64   // events about flatd itself, and summaries
 	open         [2]atomic.Int64 // ours, theirs, as of the last sweep
 	backlog      atomic.Int64    // bytes of the ring not read yet
 	outstanding  atomic.Int64    // bytes read and held back
@@ -63,12 +74,17 @@ const (
 	gatherTime = 10 * time.Millisecond
 	// How many records are read before the outputs' progress is looked at.
 	commitEvery = 1024
+	// What happened while no daemon was there may wait so long for room in the
+	// queues, which are smaller than the ring.
+	replayPatience = 5 * time.Second
+	replayStep     = 64
 )
 
-func newPipeline(state *bpf.State, reader *bpf.Reader, fanout *outputs.Fanout, recent *recent, c Config, log *slog.Logger) *pipeline {
+func newPipeline(state *bpf.State, reader *bpf.Reader, fanout *outputs.Fanout, recent *recent, owners *cgroups.Tree, c Config, log *slog.Logger) *pipeline {
 	p := &pipeline{
-		state: state, reader: reader, fanout: fanout, recent: recent,
+		state: state, reader: reader, fanout: fanout, recent: recent, owners: owners,
 		clock: flows.NewClock(), log: log, began: bpf.BootTime(), summary: newSummarizer(c.Summary),
+		readBefore: state.Released(reader),
 	}
 	p.measure.Store(&c.Measure)
 	p.names.Store(&map[int]string{})
@@ -79,6 +95,7 @@ func newPipeline(state *bpf.State, reader *bpf.Reader, fanout *outputs.Fanout, r
 func (p *pipeline) run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, p.reader.Wake)
 	defer stop()
+	p.tellUnconfirmed()
 	nextSweep := time.Now()
 	for ctx.Err() == nil {
 		now := time.Now()
@@ -88,11 +105,15 @@ func (p *pipeline) run(ctx context.Context) error {
 				return err
 			}
 		}
-		if p.readAll() > 0 {
-			time.Sleep(gatherTime)
-			p.readAll()
+		if err := p.gather(); err != nil {
+			return err
 		}
-		p.commit()
+		if p.older != nil {
+			p.readOlder()
+		}
+		if err := p.commit(); err != nil {
+			return err
+		}
 		if now := time.Now(); now.After(nextSweep) {
 			nextSweep = now.Add(sweepEvery)
 			if err := p.sweep(); err != nil {
@@ -100,7 +121,7 @@ func (p *pipeline) run(ctx context.Context) error {
 			}
 		}
 		timeout := time.Until(nextSweep)
-		if p.reader.Outstanding() > 0 {
+		if p.reader.Outstanding() > 0 || !p.custody.empty() {
 			timeout = min(timeout, pollEvery)
 		}
 		if err := p.reader.Wait(max(timeout, time.Millisecond)); err != nil {
@@ -110,26 +131,49 @@ func (p *pipeline) run(ctx context.Context) error {
 	return nil
 }
 
+// gather reads what there is and, if there was anything, what comes shortly
+// after it.
+func (p *pipeline) gather() error {
+	n, err := p.readAll()
+	if err != nil || n == 0 {
+		return err
+	}
+	time.Sleep(gatherTime)
+	_, err = p.readAll()
+	return err
+}
+
 // readAll takes what is in the ring and returns how many records that was.
-func (p *pipeline) readAll() (n int) {
+func (p *pipeline) readAll() (n int, err error) {
 	for ; ; n++ {
 		record, position, ok := p.reader.Next()
 		if !ok {
-			return n
+			return n, nil
 		}
-		p.read.Add(1)
+		before := p.read.Add(1) - 1
 		item := p.pool.Get()
 		if err := flows.Decode(record, &item.Event); err != nil {
 			p.decodeErrors.Add(1)
 			item.Release()
 			continue
 		}
-		item.Position = position
+		item.Position = p.custody.take(charge{position: position, records: before})
+		replayed := item.Event.End < p.began
 		p.publish(item)
+		if replayed && n%replayStep == 0 && p.crowded() {
+			return n + 1, nil
+		}
 		if n%commitEvery == commitEvery-1 {
-			p.commit()
+			if err := p.commit(); err != nil {
+				return n, err
+			}
 		}
 	}
+}
+
+// crowded reports whether the reader had better wait for an output, and may.
+func (p *pipeline) crowded() bool {
+	return p.fanout.Crowded() && bpf.BootTime()-p.began < uint64(replayPatience)
 }
 
 // publish completes an event and hands it to everybody who wants it.
@@ -143,6 +187,7 @@ func (p *pipeline) publish(item *outputs.Item) {
 func (p *pipeline) enrich(e *flows.Event) {
 	e.Time = p.clock.Wall(e.End)
 	e.Interface.Name = (*p.names.Load())[e.Interface.Index]
+	e.Owner = p.owners.Lookup(e.Cgroup)
 	measure := p.measure.Load()
 	e.Slow = e.Duration >= measure.Slow
 	e.Replayed = e.End < p.began
@@ -152,21 +197,37 @@ func (p *pipeline) enrich(e *flows.Event) {
 	}
 }
 
-// commit lets the ring move on. An output that is away may hold back half of
-// it; beyond that its queue alone has the events, and a crash would lose them.
-func (p *pipeline) commit() {
-	position, held := p.fanout.Held()
-	switch {
-	case !held:
-		p.reader.Commit()
-	case p.reader.Outstanding() > p.reader.Size()/2:
-		p.reader.Commit()
+// commit has the kernel's half forget what every output has disposed of. An
+// output that is away may hold back half of the ring; beyond that its queue
+// alone has the events, and a crash would lose them.
+func (p *pipeline) commit() error {
+	done := p.custody.settle(p.fanout.Held())
+	p.release()
+	if p.reader.Outstanding() > p.reader.Size()/2 {
+		p.custody.dropRecords()
+		p.release()
 		p.forced.Add(1)
-	default:
-		p.reader.CommitBefore(position)
 	}
+	p.commitOlder()
 	p.backlog.Store(int64(p.reader.Backlog()))
 	p.outstanding.Store(int64(p.reader.Outstanding()))
+	if done.timeout > 0 {
+		p.state.ConfirmTimeouts(done.timeout)
+	}
+	if done.lost == 0 {
+		return nil
+	}
+	p.losing -= done.lost
+	return p.state.TellLoss(done.lost)
+}
+
+// release lets the ring move on to the oldest record in custody.
+func (p *pipeline) release() {
+	oldest, ok := p.custody.record()
+	if !ok {
+		oldest = charge{records: p.read.Load()}
+	}
+	p.state.Release(p.reader, oldest.position, p.readBefore+oldest.records)
 }
 
 // sweep reports the requests that got no answer in time, and what was lost.
@@ -176,34 +237,58 @@ func (p *pipeline) sweep() error {
 	p.clock.Refresh()
 	limit := p.measure.Load().Timeout
 	swept, err := p.state.Sweep(bpf.BootTime(), limit, func(side uint8, key, pending, question []byte) {
-		p.timedOut.Add(1)
-		item := p.pool.Get()
-		if err := flows.DecodePending(key, pending, limit, flows.Side(side), &item.Event); err != nil {
-			p.decodeErrors.Add(1)
-			item.Release()
-			return
-		}
-		item.Event.DNS.SetQuestion(question)
-		p.publish(item)
+		p.timeout(bpf.Timeout{
+			Number: p.state.LastTimeout(), LimitNs: uint64(limit),
+			Side: side, Key: key, Pending: pending, Question: question,
+		})
 	})
 	if err != nil {
 		return err
 	}
 	p.open[0].Store(int64(swept.OpenOurs))
 	p.open[1].Store(int64(swept.OpenTheirs))
-	return p.tellLoss()
+	if err := p.tellLoss(); err != nil || p.older == nil {
+		return err
+	}
+	return errors.Join(p.sweepOlder(limit), p.endTakeover(limit))
+}
+
+// tellUnconfirmed reports the timeouts that an earlier daemon had found, and
+// was killed before every output had them.
+func (p *pipeline) tellUnconfirmed() {
+	p.state.UnconfirmedTimeouts(p.timeout)
+	if p.older != nil && p.older.older.CanSweep() {
+		p.older.older.UnconfirmedTimeouts(p.olderTimeout)
+	}
+}
+
+// timeout reports one request without an answer.
+func (p *pipeline) timeout(t bpf.Timeout) {
+	p.timedOut.Add(1)
+	item := p.pool.Get()
+	if err := flows.DecodePending(t.Key, t.Pending, time.Duration(t.LimitNs), flows.Side(t.Side), &item.Event); err != nil {
+		p.decodeErrors.Add(1)
+		item.Release()
+		return
+	}
+	item.Event.DNS.SetQuestion(t.Question)
+	item.Position = p.custody.take(charge{timeout: t.Number})
+	p.publish(item)
 }
 
 // tellLoss reports once what the ring had no room for, also while no daemon
 // was there to read it.
 func (p *pipeline) tellLoss() error {
-	lost, err := p.state.UntoldLoss()
-	if err != nil || lost == 0 {
+	untold, err := p.state.UntoldLoss()
+	if err != nil || untold == p.losing {
 		return err
 	}
+	lost := untold - p.losing
+	p.losing = untold
 	p.log.Warn("the event ring was full; these exchanges are counted but not reported", "lost", lost)
-	p.emit(p.lossEvent(lost, fmt.Sprintf("%d events lost: the ring in the kernel was full", lost)))
-	return p.state.TellLoss(lost)
+	e := p.lossEvent(lost, fmt.Sprintf("%d events lost: the ring in the kernel was full", lost))
+	p.emitIn(e, p.custody.take(charge{lost: lost}))
+	return nil
 }
 
 // tellSummary reports what the interval that has ended came to.
@@ -244,9 +329,13 @@ func (p *pipeline) statusEvent(s *flows.Status, iface flows.Interface) flows.Eve
 	return flows.Event{Kind: flows.KindStatus, Status: s, Interface: iface, End: now, Time: p.clock.Wall(now)}
 }
 
-func (p *pipeline) emit(e flows.Event) {
+func (p *pipeline) emit(e flows.Event) { p.emitIn(e, 0) }
+
+// emitIn publishes an event that is in custody by that ticket.
+func (p *pipeline) emitIn(e flows.Event, ticket uint64) {
+	p.own.Add(1)
 	item := p.pool.Get()
-	item.Event = e
+	item.Event, item.Position = e, ticket
 	p.recent.add(&item.Event)
 	p.fanout.Publish(item)
 }
@@ -257,14 +346,17 @@ func (p *pipeline) emit(e flows.Event) {
 // which other outputs then see again with the same event.id. The pipeline must
 // not be running.
 func (p *pipeline) drain(ctx context.Context) error {
-	p.readAll()
-	err := p.tellSummary(time.Now())
+	_, err := p.readAll()
+	if p.older != nil {
+		p.readOlder()
+	}
+	err = errors.Join(err, p.tellSummary(time.Now()))
 	patient, impatient := context.WithTimeout(ctx, time.Second)
 	defer impatient()
 	for ctx.Err() == nil && p.fanout.Busy() && (patient.Err() == nil || !p.fanout.Down()) {
 		time.Sleep(pollEvery)
 	}
-	p.commit()
+	err = errors.Join(err, p.commit())
 	now, cancel := context.WithTimeout(ctx, pollEvery)
 	defer cancel()
 	return errors.Join(err, p.fanout.Drain(now))
@@ -285,10 +377,10 @@ func (p *pipeline) configure(c Config) error {
 func (p *pipeline) renewLease(keep time.Duration) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if keep == 0 {
-		return p.state.RenewLease(0)
+	if p.waking() {
+		return nil
 	}
-	return p.state.RenewLease(bpf.BootTime() + uint64(keep))
+	return p.state.RenewLease(leaseEnd(keep))
 }
 
 // setNames takes the names of the interfaces by index. Names of those that

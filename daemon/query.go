@@ -24,11 +24,12 @@ type query struct {
 	peers                 []netip.Prefix // either end
 	ports                 []uint16       // either end
 	interfaces            []string
+	units                 []string
 	slower                time.Duration
 }
 
 // parseQuery reads the parameters: limit, follow, format, color, kind, side, result, peer,
-// port, interface, slower. Those of which there may be several are repeated or
+// port, interface, unit, slower. Those of which there may be several are repeated or
 // separated by commas.
 func parseQuery(values url.Values) (query, error) {
 	q := query{limit: 100}
@@ -56,6 +57,8 @@ func parseQuery(values url.Values) (query, error) {
 			q.results = words
 		case "interface":
 			q.interfaces = words
+		case "unit":
+			q.units, err = parseAll(words, parseUnit)
 		case "peer":
 			q.peers, err = parseAll(words, parsePeer)
 		case "port":
@@ -63,7 +66,7 @@ func parseQuery(values url.Values) (query, error) {
 		case "slower":
 			q.slower, err = time.ParseDuration(texts[0])
 		default:
-			return q, fmt.Errorf("unknown parameter %q: known are limit, follow, format, color, kind, side, result, peer, port, interface, slower", name)
+			return q, fmt.Errorf("unknown parameter %q: known are limit, follow, format, color, kind, side, result, peer, port, interface, unit, slower", name)
 		}
 		if err != nil {
 			return q, fmt.Errorf("parameter %s=%q: %w", name, strings.Join(texts, ","), err)
@@ -104,6 +107,16 @@ func parsePeer(s string) (netip.Prefix, error) {
 	return p, nil
 }
 
+// parseUnit takes "nginx" for nginx.service, as systemctl does.
+func parseUnit(s string) (string, error) {
+	for _, name := range []string{s, s + ".service"} {
+		if s != "" && flows.OwnerOf("/"+name).Unit == name {
+			return name, nil
+		}
+	}
+	return "", fmt.Errorf("%q is not the name of a unit", s)
+}
+
 func parsePort(s string) (uint16, error) {
 	n, err := strconv.ParseUint(s, 10, 16)
 	if err != nil {
@@ -118,11 +131,17 @@ func (q *query) match(e *flows.Event) bool {
 		among(q.sides, e.Side.String()) &&
 		among(q.results, e.ResultName()) &&
 		among(q.interfaces, e.Interface.Name) &&
+		q.matchUnit(e.Owner) &&
 		e.Duration >= q.slower &&
 		(len(q.ports) == 0 || slices.Contains(q.ports, e.Source.Port()) || slices.Contains(q.ports, e.Destination.Port())) &&
 		(len(q.peers) == 0 || slices.ContainsFunc(q.peers, func(p netip.Prefix) bool {
 			return p.Contains(e.Source.Addr()) || p.Contains(e.Destination.Addr())
 		}))
+}
+
+// matchUnit takes a unit of a user's manager for itself, and for that manager.
+func (q *query) matchUnit(o *flows.Owner) bool {
+	return among(q.units, o.Service()) || o != nil && among(q.units, o.Unit)
 }
 
 func among(words []string, word string) bool { return len(words) == 0 || slices.Contains(words, word) }

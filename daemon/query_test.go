@@ -15,6 +15,7 @@ func TestQueryMatches(t *testing.T) {
 		Kind: flows.KindTCP, Side: flows.SideClient, Result: flows.ResultEstablished, Duration: 5 * time.Millisecond,
 		Source: netip.MustParseAddrPort("192.0.2.1:40000"), Destination: netip.MustParseAddrPort("[2001:db8::1]:443"),
 		Interface: flows.Interface{Name: "eth0"},
+		Owner:     flows.OwnerOf("/user.slice/user-1000.slice/user@1000.service/app.slice/sync.service"),
 	}
 	for text, want := range map[string]bool{
 		"":                                 true,
@@ -31,6 +32,12 @@ func TestQueryMatches(t *testing.T) {
 		"port=40000":                       true,
 		"port=80,22":                       false,
 		"interface=eth1":                   false,
+		"unit=sync.service":                true,
+		"unit=sync":                        true,
+		"unit=nginx,sync":                  true,
+		"unit=user@1000.service":           true,
+		"unit=sync.scope":                  false,
+		"unit=nginx.service":               false,
 		"slower=5ms":                       true,
 		"slower=6ms":                       false,
 		"kind=tcp&port=443&side=client":    true,
@@ -51,6 +58,23 @@ func TestQueryMatches(t *testing.T) {
 	}
 }
 
+// An event whose unit is unknown is of no unit.
+func TestQueryUnitUnknown(t *testing.T) {
+	for text, want := range map[string]bool{"": true, "unit=nginx": false} {
+		values, err := url.ParseQuery(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q, err := parseQuery(values)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := q.match(&flows.Event{Kind: flows.KindTCP}); got != want {
+			t.Errorf("%q matches: %t, want %t", text, got, want)
+		}
+	}
+}
+
 func TestQueryRefusesWithReason(t *testing.T) {
 	for text, want := range map[string]string{
 		"limit=-1":        "from 0 to 1024",
@@ -60,6 +84,8 @@ func TestQueryRefusesWithReason(t *testing.T) {
 		"peer=10.0.0/8":   "10.0.0.0/8",
 		"port=70000":      "not a port",
 		"slower=fast":     "slower",
+		"unit=a b":        "not the name of a unit",
+		"unit=":           "not the name of a unit",
 		"follow=perhaps":  "follow",
 		"format=yaml":     "json, text",
 		"colour=blue":     "unknown parameter",

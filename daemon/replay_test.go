@@ -1,20 +1,15 @@
 package daemon
 
 import (
-	"errors"
-	"io"
 	"net"
-	"os"
-	"syscall"
 	"testing"
 	"time"
 
-	"github.com/gopacket/gopacket"
-	"github.com/gopacket/gopacket/layers"
-	"github.com/gopacket/gopacket/pcapgo"
 	"golang.org/x/sys/unix"
 
 	"github.com/flatd/flatd/bpf/testbed"
+	"github.com/flatd/flatd/bpf/testbed/tshark"
+	"github.com/flatd/flatd/bpf/testbed/wild"
 )
 
 // TestReplayedCapture records real traffic, then puts its packets on the wire
@@ -29,76 +24,52 @@ func TestReplayedCapture(t *testing.T) {
 		tr.everything()
 	}
 	recording.stop()
-	packets := readPackets(t, recording.file)
+	recorded, err := wild.Read(recording.file)
+	if err != nil {
+		t.Fatal(err)
+	}
 
 	left, right := testbed.Pair(t)
 	near := newSetup(t, left, testbed.Build(t, "flatd", ""), "measure.timeout = \"1500ms\"\n").start(t)
 	c := startCapture(t, left)
-	for _, h := range []*testbed.Host{left, right} {
+	silence(t, left, right)
+	replay(t, recorded, tshark.Read(t, recording.file), addressed(client), left, right)
+	near.waitN("all of the replay", rounds*(answeredOfEverything+silentOnClient), onSide("client"))
+	c.stop()
+	sameDurations(t, near.judge(t, c.found("client", addressed(client)), "client"))
+}
+
+// silence takes away what makes the hosts say something of their own.
+func silence(t *testing.T, hosts ...*testbed.Host) {
+	t.Helper()
+	for _, h := range hosts {
 		testbed.Run(t, "ip", "-n", h.Name, "address", "flush", "dev", "eth0")
 	}
-	replay(t, packets, client, left, right)
-	near.waitN("all of the replay", rounds*(answeredOfEverything+silentOnClient), func(e event) bool { return e.Flatd.Side == "client" })
-	c.stop()
-
-	want := exchanges(c.read())
-	got := reported(t, near.end(syscall.SIGINT), "client")
-	sameExchanges(t, want, got)
-	sameDurations(t, want, got)
 }
 
-type recorded struct {
-	gopacket.CaptureInfo
-	frame []byte
-}
-
-func readPackets(t *testing.T, file string) (packets []recorded) {
-	t.Helper()
-	f, err := os.Open(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	reader, err := pcapgo.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for {
-		frame, info, err := reader.ReadPacketData()
-		if errors.Is(err, io.EOF) {
-			return packets
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		packets = append(packets, recorded{info, frame})
-	}
-}
-
-// replay sends what the client sent from the left and all else from the right,
-// in the order of the recording and at its pace, but for long pauses.
-func replay(t *testing.T, packets []recorded, client, left, right *testbed.Host) {
+// replay puts a capture's frames on the wire as a host saw them: from the left
+// what it sent, from the right what it received, in order and at the pace of
+// the recording, but for long pauses.
+func replay(t *testing.T, frames []wild.Frame, packets []tshark.Packet, host tshark.Hosts, left, right *testbed.Host) {
 	t.Helper()
 	const longest = 2 * time.Millisecond
 	fromLeft, fromRight := rawSocket(t, left), rawSocket(t, right)
-	var last time.Time
-	for _, p := range packets {
-		packet := gopacket.NewPacket(p.frame, layers.LayerTypeEthernet, gopacket.Lazy)
-		network := packet.NetworkLayer()
-		if network == nil || net.IP(network.NetworkFlow().Dst().Raw()).IsMulticast() {
+	for i, f := range frames {
+		if i > 0 {
+			// The pause is part of what is replayed.
+			time.Sleep(min(f.Time.Sub(frames[i-1].Time), longest))
+		}
+		// What is for the host itself never was on its wire.
+		ways := host.Ways(&packets[i])
+		if len(ways) != 1 || packets[i].Group() {
 			continue
 		}
-		if !last.IsZero() {
-			// The pause is part of what is replayed.
-			time.Sleep(min(p.Timestamp.Sub(last), longest))
-		}
-		last = p.Timestamp
 		socket := fromRight
-		if source := network.NetworkFlow().Src().String(); source == client.V4 || source == client.V6 {
+		if ways[0] {
 			socket = fromLeft
 		}
-		if _, err := unix.Write(socket, p.frame); err != nil {
-			t.Fatalf("send a frame: %v", err)
+		if _, err := unix.Write(socket, f.Bytes); err != nil {
+			t.Fatalf("send a frame of %d bytes: %v", len(f.Bytes), err)
 		}
 	}
 }

@@ -60,7 +60,7 @@ func (d *Daemon) journald() bool {
 
 func (d *Daemon) openJournald(c Journald) (outputs.Output, error) {
 	return outputs.NewJournal(outputs.JournalOptions{
-		Host: &d.host, Profile: c.Profile,
+		Host: &d.host, Profile: c.Profile, NoObjectUnit: !c.ObjectUnit,
 		SuccessRate: c.SuccessesPerSecond, SuccessBurst: c.SuccessesBurst,
 		FailureRate: c.FailuresPerSecond, FailureBurst: c.FailuresBurst,
 	})

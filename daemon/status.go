@@ -18,8 +18,10 @@ type Status struct {
 	Start     bpf.Start `json:"start"` // what was found in the kernel: fresh, adopt, replace
 	Since     time.Time `json:"since"`
 	Measuring bool      `json:"measuring"`
-	Summary   string    `json:"summary"` // one line, also that of systemctl status
-	Problems  []string  `json:"problems,omitempty"`
+	// TakingOver: programs of an older layout follow their requests to the end.
+	TakingOver bool     `json:"taking_over,omitempty"`
+	Summary    string   `json:"summary"` // one line, also that of systemctl status
+	Problems   []string `json:"problems,omitempty"`
 
 	Interfaces []InterfaceStatus `json:"interfaces"`
 	Outputs    []OutputStatus    `json:"outputs"`
@@ -65,14 +67,20 @@ type Books struct {
 	Open        uint64 `json:"open"`      // as of the last sweep, a second ago at most
 	Replaced    uint64 `json:"replaced"`
 	PendingFull uint64 `json:"pending_full"`
-	// finished = too_fast + sampled_out + ring_full + records read
+	// finished = result_out + too_fast + sampled_out + ring_full + read_before + read, and
+	// what is still in the ring
+	ResultOut  uint64 `json:"result_out"`
 	TooFast    uint64 `json:"too_fast"`
 	SampledOut uint64 `json:"sampled_out"`
 	RingFull   uint64 `json:"ring_full"`
 
-	Read         uint64 `json:"read"`          // records, by this daemon
+	ReadBefore uint64 `json:"read_before"` // records, by daemons before this one
+	Read       uint64 `json:"read"`        // records, by this daemon
+	// each output's offered = read + timeouts_seen + taken_over - decode_errors + own
 	TimeoutsSeen uint64 `json:"timeouts_seen"` // by this daemon
 	DecodeErrors uint64 `json:"decode_errors"`
+	TakenOver    uint64 `json:"taken_over"` // exchanges of programs of an older layout
+	Own          uint64 `json:"own"`        // events about flatd itself, and summaries
 }
 
 // RingStatus is the state of the event ring, in bytes.
@@ -94,14 +102,15 @@ func (d *Daemon) Status() (Status, error) {
 	p := d.pipeline
 	s := Status{
 		Version: d.options.Version, Host: d.host.Name, Start: d.state.Start, Since: d.started,
-		Interfaces: d.interfaces(),
+		Interfaces: d.interfaces(), TakingOver: p.takingOver.Load(),
 		Books: Books{
 			Requests: counters[bpf.Requests], Finished: counters[bpf.Finished], TimedOut: counters[bpf.TimedOut],
 			HalfOpen: counters[bpf.HalfOpen],
 			Open:     uint64(p.open[0].Load() + p.open[1].Load()),
 			Replaced: counters[bpf.Replaced], PendingFull: counters[bpf.PendingFull],
-			TooFast: counters[bpf.TooFast], SampledOut: counters[bpf.SampledOut], RingFull: counters[bpf.RingFull],
-			Read: p.read.Load(), TimeoutsSeen: p.timedOut.Load(), DecodeErrors: p.decodeErrors.Load(),
+			ResultOut: counters[bpf.ResultOut], TooFast: counters[bpf.TooFast], SampledOut: counters[bpf.SampledOut], RingFull: counters[bpf.RingFull],
+			ReadBefore: p.readBefore, Read: p.read.Load(),
+			TimeoutsSeen: p.timedOut.Load(), DecodeErrors: p.decodeErrors.Load(), Own: p.own.Load(), TakenOver: p.takenOver.Load(),
 		},
 		Ring: RingStatus{
 			Size: p.reader.Size(), Backlog: int(p.backlog.Load()),
@@ -157,6 +166,9 @@ func (d *Daemon) judge(s Status) (measuring bool, problems []string) {
 	}
 	if len(s.Interfaces) == 0 {
 		problems = append(problems, "no interface to measure: see `interfaces` in flatd.toml; \"auto\" needs a default route")
+	}
+	if problem := d.owners.Problem(); problem != "" {
+		problems = append(problems, problem)
 	}
 	if stuck := d.stuck(); stuck != "" {
 		problems = append(problems, "no progress: "+stuck)

@@ -21,6 +21,7 @@ type traffic struct {
 }
 
 const (
+	dnsPort    = 53
 	tcpPort    = 7001
 	closedPort = 7002
 	udpPort    = 7003
@@ -33,7 +34,7 @@ const (
 func newTraffic(t *testing.T, client, server *testbed.Host) *traffic {
 	t.Helper()
 	tr := &traffic{t: t, client: client, server: server}
-	tr.listenTCP()
+	tr.listenTCP(tcpPort)
 	tr.echoUDP()
 	tr.serveDNS()
 	tr.silence()
@@ -41,11 +42,11 @@ func newTraffic(t *testing.T, client, server *testbed.Host) *traffic {
 }
 
 // listenTCP accepts and closes.
-func (tr *traffic) listenTCP() {
+func (tr *traffic) listenTCP(port int) {
 	tr.t.Helper()
 	var l net.Listener
 	var err error
-	tr.server.Do(func() { l, err = net.Listen("tcp", fmt.Sprintf("[::]:%d", tcpPort)) })
+	tr.server.Do(func() { l, err = net.Listen("tcp", fmt.Sprintf("[::]:%d", port)) })
 	if err != nil {
 		tr.t.Fatal(err)
 	}
@@ -89,33 +90,46 @@ func echo(conn *net.UDPConn, answer bool) {
 	}
 }
 
-// serveDNS runs dnsmasq, which knows example.test and denies all else.
+// serveDNS runs dnsmasq, which knows example.test and long.test, and denies all else.
 func (tr *traffic) serveDNS() {
-	testbed.Tool(tr.t, "dnsmasq")
-	dns := tr.server.Command("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--log-facility=-",
-		"--user=root", "--pid-file=", "--local=/test/", "--address=/example.test/192.0.2.7", "--address=/example.test/2001:db8::7")
+	args := []string{"--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--log-facility=-",
+		"--user=root", "--pid-file=", "--local=/test/", "--address=/example.test/192.0.2.7", "--address=/example.test/2001:db8::7"}
+	for i := range 8 { // together more than 512 bytes
+		args = append(args, fmt.Sprintf("--txt-record=long.test,%d%s", i, strings.Repeat("x", 200)))
+	}
+	tr.serve(dnsPort, testbed.Tool(tr.t, "dnsmasq"), args...)
+}
+
+// serve runs a program on the server until the end of the test; it is up once
+// it accepts on a TCP port. That this does is not on the wire.
+func (tr *traffic) serve(port int, name string, args ...string) {
+	tr.t.Helper()
+	program := tr.server.Command(name, args...)
 	var said strings.Builder
-	dns.Stderr = &said
-	if err := dns.Start(); err != nil {
+	program.Stderr = &said
+	if err := program.Start(); err != nil {
 		tr.t.Fatal(err)
 	}
+	ended := make(chan error, 1)
+	go func() { ended <- program.Wait() }()
 	tr.t.Cleanup(func() {
-		_ = dns.Process.Signal(syscall.SIGTERM)
-		_ = dns.Wait()
+		_ = program.Process.Signal(syscall.SIGTERM)
+		<-ended
 		if tr.t.Failed() {
-			tr.t.Logf("dnsmasq said:\n%s", said.String())
+			tr.t.Logf("%s said:\n%s", name, said.String())
 		}
 	})
-	// It is up once its TCP port is; that is not in the way of what is counted
-	// afterwards, on UDP.
 	for {
-		conn, err := dial(tr.server, "tcp", "127.0.0.1:53")
+		conn, err := dial(tr.server, "tcp", join("127.0.0.1", port))
 		if err == nil {
 			conn.Close()
 			return
 		}
-		if dns.ProcessState != nil {
-			tr.t.Fatal("dnsmasq ended")
+		select {
+		case err := <-ended:
+			ended <- err
+			tr.t.Fatalf("%s ended: %v", name, err)
+		default:
 		}
 	}
 }
