@@ -19,7 +19,6 @@ const (
 	Replaced    = Counter(kernelFlatCounterCOUNT_REPLACED)
 	PendingFull = Counter(kernelFlatCounterCOUNT_PENDING_FULL)
 	ResultOut   = Counter(kernelFlatCounterCOUNT_RESULT_OUT)
-	TimeoutOut  = Counter(kernelFlatCounterCOUNT_TIMEOUT_OUT)
 	TooFast     = Counter(kernelFlatCounterCOUNT_TOO_FAST)
 	SampledOut  = Counter(kernelFlatCounterCOUNT_SAMPLED_OUT)
 	RingFull    = Counter(kernelFlatCounterCOUNT_RING_FULL)
@@ -36,7 +35,6 @@ var counterNames = [countersMax]string{
 	kernelFlatCounterCOUNT_REPLACED:       "replaced",
 	kernelFlatCounterCOUNT_PENDING_FULL:   "pending_full",
 	kernelFlatCounterCOUNT_RESULT_OUT:     "result_out",
-	kernelFlatCounterCOUNT_TIMEOUT_OUT:    "timeout_out",
 	kernelFlatCounterCOUNT_TOO_FAST:       "too_fast",
 	kernelFlatCounterCOUNT_SAMPLED_OUT:    "sampled_out",
 	kernelFlatCounterCOUNT_RING_FULL:      "ring_full",

@@ -19,7 +19,6 @@ enum flat_counter {
 	COUNT_REPLACED,	      /* open exchanges whose five-tuple was used anew */
 	COUNT_PENDING_FULL,   /* requests that found no room in a pending table */
 	COUNT_RESULT_OUT,     /* finished with a result that the settings leave out */
-	COUNT_TIMEOUT_OUT,    /* of timed_out, those that the settings leave out; by user space */
 	COUNT_TOO_FAST,	      /* successes under min_duration */
 	COUNT_SAMPLED_OUT,    /* successes left out by sampling */
 	COUNT_RING_FULL,      /* finished exchanges that found no room in the ring */

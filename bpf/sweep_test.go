@@ -97,7 +97,12 @@ func TestSettingsFilterRequests(t *testing.T) {
 		{"port in a range", Settings{Ports: []PortRange{{1, 2}, {443, 500}}}, flow4, passes},
 		{"port in no range", Settings{Ports: []PortRange{{1, 442}, {444, 65535}}}, flow4, filtered},
 		{"peer excluded", Settings{Remote: Nets{Exclude: prefixes("198.51.100.0/24")}}, flow4, filtered},
-		{"own address excluded", Settings{Remote: Nets{Exclude: prefixes("192.0.2.0/24")}}, flow4, passes},
+		{"own address among the peers excluded", Settings{Remote: Nets{Exclude: prefixes("192.0.2.0/24")}}, flow4, passes},
+		{"own address excluded", Settings{Local: Nets{Exclude: prefixes("192.0.2.0/24")}}, flow4, filtered},
+		{"peer among own addresses excluded", Settings{Local: Nets{Exclude: prefixes("198.51.100.0/24")}}, flow4, passes},
+		{"own address not included", Settings{Local: Nets{Include: prefixes("2001:db8::/32")}}, flow4, filtered},
+		{"own address included", Settings{Local: Nets{Include: prefixes("2001:db8::10/128")}}, flow6, passes},
+		{"own address included, peer excluded", Settings{Local: Nets{Include: prefixes("::/0")}, Remote: Nets{Exclude: prefixes("2001:db8:1::20/128")}}, flow6, filtered},
 		{"peer not included", Settings{Remote: Nets{Include: prefixes("10.0.0.0/8", "2001:db8:1::/48")}}, flow4, filtered},
 		{"peer included", Settings{Remote: Nets{Include: prefixes("10.0.0.0/8", "2001:db8:1::/48")}}, flow6, passes},
 		{"included within excluded", Settings{Remote: Nets{Exclude: prefixes("0.0.0.0/0"), Include: prefixes("198.51.100.20/32")}}, flow4, passes},
@@ -132,6 +137,19 @@ func TestSettingsFilterRequests(t *testing.T) {
 	k.out(flow4.syn(t, 1)) // failures are told however fast
 	k.in(flow4.back().rst(t, 2))
 	k.counted(passes)
+
+	k.records()
+	apply(Settings{SkipResults: []Result{Result(established), DNSResult(3)}})
+	try(flow4)
+	k.counted(counts{"requests": 1, "finished": 1, "result_out": 1})
+	k.out(flow4.syn(t, 1))
+	k.in(flow4.back().rst(t, 2))
+	k.counted(passes)
+	for rcode, want := range map[layers.DNSResponseCode]counts{3: {"requests": 1, "finished": 1, "result_out": 1}, 2: passes} {
+		k.out(flow4.port(53).dns(t, 1, nil))
+		k.in(flow4.port(53).back().dns(t, 1, func(d *layers.DNS) { d.QR, d.ResponseCode = true, rcode }))
+		k.counted(want)
+	}
 
 	apply(Settings{DNSPorts: []uint16{5353, 8053}})
 	k.out(flow4.port(8053).dns(t, 1, nil))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -43,6 +44,7 @@ type pipeline struct {
 
 	mu      sync.Mutex // held by who works with the state: sweep, configure, renewLease
 	measure atomic.Pointer[Measure]
+	filter  atomic.Pointer[Filter]
 
 	custody custody // for the goroutine of run alone
 	losing  uint64  // how many lost events are being told
@@ -54,6 +56,7 @@ type pipeline struct {
 	read         atomic.Uint64
 	decodeErrors atomic.Uint64
 	timedOut     atomic.Uint64
+	timeoutsOut  atomic.Uint64 // timeouts that the filter leaves out
 	takingOver   atomic.Bool
 	takenOver    atomic.Uint64   // exchanges of an older state
 	own          atomic.Uint64   // events about flatd itself, and summaries
@@ -87,6 +90,7 @@ func newPipeline(state *bpf.State, reader *bpf.Reader, fanout *outputs.Fanout, r
 		readBefore: state.Released(reader),
 	}
 	p.measure.Store(&c.Measure)
+	p.filter.Store(&c.Filter)
 	p.names.Store(&map[int]string{})
 	return p
 }
@@ -264,6 +268,11 @@ func (p *pipeline) tellUnconfirmed() {
 
 // timeout reports one request without an answer.
 func (p *pipeline) timeout(t bpf.Timeout) {
+	if wanted := p.filter.Load().Results; len(wanted) > 0 && !slices.Contains(wanted, "timeout") {
+		p.timeoutsOut.Add(1)
+		p.custody.take(charge{timeout: t.Number}) // settled with what came before it
+		return
+	}
 	p.timedOut.Add(1)
 	item := p.pool.Get()
 	if err := flows.DecodePending(t.Key, t.Pending, time.Duration(t.LimitNs), flows.Side(t.Side), &item.Event); err != nil {
@@ -297,7 +306,10 @@ func (p *pipeline) tellSummary(now time.Time) error {
 	if err != nil {
 		return err
 	}
-	a := accounts{tooFast: counters[bpf.TooFast], sampledOut: counters[bpf.SampledOut], ringFull: counters[bpf.RingFull]}
+	a := accounts{
+		resultOut: counters[bpf.ResultOut] + p.timeoutsOut.Load(), tooFast: counters[bpf.TooFast],
+		sampledOut: counters[bpf.SampledOut], ringFull: counters[bpf.RingFull],
+	}
 	for _, s := range p.fanout.Stats() {
 		a.withheld += s.Withheld
 		a.dropped += s.Dropped + s.Failed
@@ -369,6 +381,7 @@ func (p *pipeline) configure(c Config) error {
 		return err
 	}
 	p.measure.Store(&c.Measure)
+	p.filter.Store(&c.Filter)
 	p.summary.configure(c.Summary)
 	return nil
 }

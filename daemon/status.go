@@ -77,7 +77,8 @@ type Books struct {
 	ReadBefore uint64 `json:"read_before"` // records, by daemons before this one
 	Read       uint64 `json:"read"`        // records, by this daemon
 	// each output's offered = read + timeouts_seen + taken_over - decode_errors + own
-	TimeoutsSeen uint64 `json:"timeouts_seen"` // by this daemon
+	TimeoutsSeen uint64 `json:"timeouts_seen"` // by this daemon, without
+	TimeoutsOut  uint64 `json:"timeouts_out"`  // those that filter.results leaves out
 	DecodeErrors uint64 `json:"decode_errors"`
 	TakenOver    uint64 `json:"taken_over"` // exchanges of programs of an older layout
 	Own          uint64 `json:"own"`        // events about flatd itself, and summaries
@@ -110,7 +111,7 @@ func (d *Daemon) Status() (Status, error) {
 			Replaced: counters[bpf.Replaced], PendingFull: counters[bpf.PendingFull],
 			ResultOut: counters[bpf.ResultOut], TooFast: counters[bpf.TooFast], SampledOut: counters[bpf.SampledOut], RingFull: counters[bpf.RingFull],
 			ReadBefore: p.readBefore, Read: p.read.Load(),
-			TimeoutsSeen: p.timedOut.Load(), DecodeErrors: p.decodeErrors.Load(), Own: p.own.Load(), TakenOver: p.takenOver.Load(),
+			TimeoutsSeen: p.timedOut.Load(), TimeoutsOut: p.timeoutsOut.Load(), DecodeErrors: p.decodeErrors.Load(), Own: p.own.Load(), TakenOver: p.takenOver.Load(),
 		},
 		Ring: RingStatus{
 			Size: p.reader.Size(), Backlog: int(p.backlog.Load()),

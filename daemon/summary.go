@@ -34,8 +34,8 @@ const (
 
 // accounts are the totals, at one moment, of what no event of its own tells.
 type accounts struct {
-	withheld, dropped             uint64 // by outputs
-	tooFast, sampledOut, ringFull uint64 // by the kernel
+	withheld, dropped                        uint64 // by outputs
+	resultOut, tooFast, sampledOut, ringFull uint64 // by the kernel; the first also of timeouts
 }
 
 func newSummarizer(c Summary) *summarizer {
@@ -128,6 +128,7 @@ func (s *summarizer) leftOut(a accounts) flows.Summary {
 	return flows.Summary{
 		Withheld:   a.withheld - s.atBegin.withheld,
 		Dropped:    a.dropped - s.atBegin.dropped,
+		ResultOut:  a.resultOut - s.atBegin.resultOut,
 		TooFast:    a.tooFast - s.atBegin.tooFast,
 		SampledOut: a.sampledOut - s.atBegin.sampledOut,
 		RingFull:   a.ringFull - s.atBegin.ringFull,

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -80,7 +81,7 @@ func TestSummaryNumbers(t *testing.T) {
 func TestSummaryBeginsAnew(t *testing.T) {
 	s := newRunning(5)
 	s.add(handshake("192.0.2.2:443", time.Millisecond))
-	a := accounts{withheld: 1, dropped: 2, tooFast: 3, sampledOut: 4, ringFull: 5}
+	a := accounts{withheld: 1, dropped: 2, resultOut: 6, tooFast: 3, sampledOut: 4, ringFull: 5}
 	if events := s.finish(noon.Add(time.Minute), a); len(events) != 3 {
 		t.Fatalf("%+v", events)
 	}
@@ -88,7 +89,7 @@ func TestSummaryBeginsAnew(t *testing.T) {
 		t.Errorf("a quiet interval has %+v", events)
 	}
 	s.add(handshake("192.0.2.9:443", time.Second))
-	events := s.finish(noon.Add(3*time.Minute), accounts{withheld: 2, dropped: 4, tooFast: 6, sampledOut: 8, ringFull: 10})
+	events := s.finish(noon.Add(3*time.Minute), accounts{withheld: 2, dropped: 4, resultOut: 12, tooFast: 6, sampledOut: 8, ringFull: 10})
 	if len(events) != 3 {
 		t.Fatalf("%+v", events)
 	}
@@ -97,7 +98,7 @@ func TestSummaryBeginsAnew(t *testing.T) {
 			t.Errorf("%+v", e.Summary)
 		}
 	}
-	want := flows.Summary{Scope: flows.ScopeBooks, Interval: time.Minute, Withheld: 1, Dropped: 2, TooFast: 3, SampledOut: 4, RingFull: 5}
+	want := flows.Summary{Scope: flows.ScopeBooks, Interval: time.Minute, Withheld: 1, Dropped: 2, ResultOut: 6, TooFast: 3, SampledOut: 4, RingFull: 5}
 	if *events[2].Summary != want {
 		t.Errorf("got  %+v\nwant %+v", events[2].Summary, want)
 	}
@@ -254,6 +255,7 @@ type summed struct {
 	Kind, Side                                           string
 	P50, P90, P99, Max                                   int64
 	TooFast                                              uint64 `json:"too_fast"`
+	ResultOut                                            uint64 `json:"result_out"`
 }
 
 // sums are what exchanges come to, by kind and side, or by kind and destination.
@@ -379,5 +381,37 @@ func TestSummaryTellsWhatWasFiltered(t *testing.T) {
 	}
 	if tooFast != fast || failed != refused {
 		t.Errorf("%d too fast and %d failed, want %d and %d", tooFast, failed, fast, refused)
+	}
+}
+
+// Whether the kernel or the sweep finds a result, only those asked for are told.
+func TestResultsNotAskedForAreLeftOut(t *testing.T) {
+	client, server := testbed.Pair(t)
+	s := newSetup(t, client, testbed.Build(t, "flatd", ""), "measure.timeout = \"200ms\"\nfilter.results = [\"refused\"]\n")
+	p := s.start(t)
+	tr := newTraffic(t, client, server)
+	tr.connect(server.V4)
+	tr.connectRefused(server.V4)
+	conn, err := dial(client, "udp", fmt.Sprintf("%s:%d", server.V4, silentPort))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte("?")); err != nil {
+		t.Fatal(err)
+	}
+	if b := booksBalance(t, p).Books; b.Finished != 2 || b.ResultOut != 1 || b.TimedOut != 1 || b.TimeoutsOut != 1 {
+		t.Errorf("books %+v", b)
+	}
+	var results []string
+	var leftOut uint64
+	for _, e := range p.end(syscall.SIGTERM) {
+		leftOut += e.Flatd.Summary.ResultOut
+		if e.Event.Action != "books" && e.Flatd.Result != "" {
+			results = append(results, e.Flatd.Result)
+		}
+	}
+	if !slices.Equal(results, []string{"refused"}) || leftOut != 2 {
+		t.Errorf("results %q, and %d left out, want 2", results, leftOut)
 	}
 }

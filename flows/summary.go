@@ -33,6 +33,7 @@ type Summary struct {
 	// Only for ScopeBooks: what no event of its own tells of.
 	Withheld   uint64 // by outputs, on purpose: budget, profile
 	Dropped    uint64 // by outputs, against their will
+	ResultOut  uint64 // by the kernel and the sweep: results
 	TooFast    uint64 // by the kernel: under min_duration
 	SampledOut uint64 // by the kernel: sample
 	RingFull   uint64 // by the kernel: no room
@@ -149,6 +150,9 @@ var summaryFields = []Field{
 	{Path: "flatd.summary.dropped", Type: TypeLong, Presence: PresenceKnown,
 		Doc:   "Events that outputs lost: the queue was full, or they were refused.",
 		value: summary(func(s *Summary) uint64 { return s.Dropped })},
+	{Path: "flatd.summary.result_out", Type: TypeLong, Presence: PresenceKnown,
+		Doc:   "Exchanges that `results` left out.",
+		value: summary(func(s *Summary) uint64 { return s.ResultOut })},
 	{Path: "flatd.summary.too_fast", Type: TypeLong, Presence: PresenceKnown,
 		Doc:   "Exchanges that `min_duration` left out.",
 		value: summary(func(s *Summary) uint64 { return s.TooFast })},

@@ -70,6 +70,7 @@ func (s *Summary) appendBooks(dst []byte) []byte {
 	start := len(dst)
 	dst = appendSome(dst, ", ", s.Withheld, " withheld by outputs")
 	dst = appendSome(dst, ", ", s.Dropped, " lost by outputs")
+	dst = appendSome(dst, ", ", s.ResultOut, " of results not asked for")
 	dst = appendSome(dst, ", ", s.TooFast, " too fast to report")
 	dst = appendSome(dst, ", ", s.SampledOut, " sampled out")
 	dst = appendSome(dst, ", ", s.RingFull, " lost to a full ring")

@@ -73,7 +73,8 @@ func printStatus(to io.Writer, s *daemon.Status, counters bool) {
 	b := &s.Books
 	fmt.Fprintf(w, "  requests:\t%d = %d finished + %d timed out + %d half open + %d open + %d replaced + %d not followed\n",
 		b.Requests, b.Finished, b.TimedOut, b.HalfOpen, b.Open, b.Replaced, b.PendingFull)
-	fmt.Fprintf(w, "  finished:\t%d too fast to tell, %d sampled out, %d lost, the rest read\n", b.TooFast, b.SampledOut, b.RingFull)
+	fmt.Fprintf(w, "  finished:\t%d of results not asked for, %d too fast to tell, %d sampled out, %d lost, the rest read\n",
+		b.ResultOut, b.TooFast, b.SampledOut, b.RingFull)
 	fmt.Fprintf(w, "  this daemon:\t%d records read, %d timeouts found, %d not understood\n", b.Read, b.TimeoutsSeen, b.DecodeErrors)
 	if counters {
 		printCounters(w, s.Counters)
