@@ -5,6 +5,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
 )
 
 // haveFetchAdd tells whether the kernel has atomics that return a value, as
@@ -28,3 +29,8 @@ var haveFetchAdd = sync.OnceValue(func() bool {
 	p.Close()
 	return true
 })
+
+// haveHelper tells whether programs of tc may call a helper.
+func haveHelper(f asm.BuiltinFunc) bool {
+	return features.HaveProgramHelper(ebpf.SchedCLS, f) == nil
+}

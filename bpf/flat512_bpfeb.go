@@ -30,6 +30,8 @@ const (
 	kernel512ProgFlatIngress   = "flat_ingress"
 	kernel512ProgFlatIngressL3 = "flat_ingress_l3"
 	kernel512VarFlatAwaiting   = "flat_awaiting"
+	kernel512VarHaveComm       = "have_comm"
+	kernel512VarHavePid        = "have_pid"
 	kernel512VarTypeCounter    = "type_counter"
 	kernel512VarTypeRecord     = "type_record"
 )
@@ -102,6 +104,8 @@ type kernel512MapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type kernel512VariableSpecs struct {
 	FlatAwaiting *ebpf.VariableSpec `ebpf:"flat_awaiting"`
+	HaveComm     *ebpf.VariableSpec `ebpf:"have_comm"`
+	HavePid      *ebpf.VariableSpec `ebpf:"have_pid"`
 	TypeCounter  *ebpf.VariableSpec `ebpf:"type_counter"`
 	TypeRecord   *ebpf.VariableSpec `ebpf:"type_record"`
 }
@@ -156,6 +160,8 @@ func (m *kernel512Maps) Close() error {
 // It can be passed to loadKernel512Objects or ebpf.CollectionSpec.LoadAndAssign.
 type kernel512Variables struct {
 	FlatAwaiting *ebpf.Variable `ebpf:"flat_awaiting"`
+	HaveComm     *ebpf.Variable `ebpf:"have_comm"`
+	HavePid      *ebpf.Variable `ebpf:"have_pid"`
 	TypeCounter  *ebpf.Variable `ebpf:"type_counter"`
 	TypeRecord   *ebpf.Variable `ebpf:"type_record"`
 }

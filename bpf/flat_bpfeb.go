@@ -151,8 +151,10 @@ type kernelFlatPending struct {
 	State      uint8
 	Ttl        uint8
 	Flags      uint8
-	Reserved   [3]uint8
-	Answers    uint32
+	Answers    uint8
+	Reserved   [2]uint8
+	Pid        uint32
+	Comm       [2]uint64
 }
 
 type kernelFlatQuestion struct {
@@ -193,6 +195,9 @@ type kernelFlatRecord struct {
 	IcmpType        uint8
 	IcmpCode        uint8
 	QuestionLength  uint16
+	Comm            [2]uint64
+	Pid             uint32
+	Reserved        uint32
 }
 
 // Names of all BPF objects in the ELF.
@@ -213,6 +218,8 @@ const (
 	kernelProgFlatIngress   = "flat_ingress"
 	kernelProgFlatIngressL3 = "flat_ingress_l3"
 	kernelVarFlatAwaiting   = "flat_awaiting"
+	kernelVarHaveComm       = "have_comm"
+	kernelVarHavePid        = "have_pid"
 	kernelVarTypeCounter    = "type_counter"
 	kernelVarTypeRecord     = "type_record"
 )
@@ -285,6 +292,8 @@ type kernelMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type kernelVariableSpecs struct {
 	FlatAwaiting *ebpf.VariableSpec `ebpf:"flat_awaiting"`
+	HaveComm     *ebpf.VariableSpec `ebpf:"have_comm"`
+	HavePid      *ebpf.VariableSpec `ebpf:"have_pid"`
 	TypeCounter  *ebpf.VariableSpec `ebpf:"type_counter"`
 	TypeRecord   *ebpf.VariableSpec `ebpf:"type_record"`
 }
@@ -339,6 +348,8 @@ func (m *kernelMaps) Close() error {
 // It can be passed to loadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kernelVariables struct {
 	FlatAwaiting *ebpf.Variable `ebpf:"flat_awaiting"`
+	HaveComm     *ebpf.Variable `ebpf:"have_comm"`
+	HavePid      *ebpf.Variable `ebpf:"have_pid"`
 	TypeCounter  *ebpf.Variable `ebpf:"type_counter"`
 	TypeRecord   *ebpf.Variable `ebpf:"type_record"`
 }

@@ -11,4 +11,4 @@ package bpf
 // The include directories are Debian's: clang -target bpf does not look for
 // asm/types.h by itself.
 //go:generate go tool bpf2go -target bpfel,bpfeb -cc clang -strip llvm-strip -type flat_record -type flat_dns_record -type flat_key -type flat_pending -type flat_question -type flat_numbering -type flat_options -type flat_net -type flat_histogram_key -type flat_histogram -type flat_counter -output-stem flat kernel flat.c -- -O2 -g -Wall -Wextra -Werror -Wno-unused-function -mcpu=v2 -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu
-//go:generate go tool bpf2go -target bpfel,bpfeb -cc clang -strip llvm-strip -no-global-types -output-stem flat512 kernel512 flat.c -- -O2 -g -Wall -Wextra -Werror -Wno-unused-function -mcpu=v3 -DFLAT_FETCH_ADD -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu
+//go:generate go tool bpf2go -target bpfel,bpfeb -cc clang -strip llvm-strip -no-global-types -output-stem flat512 kernel512 flat.c -- -O2 -g -Wall -Wextra -Werror -Wno-unused-function -mcpu=v3 -DFLAT_512 -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu

@@ -37,6 +37,12 @@ struct half {
 	__u8 ttl; /* or hop limit */
 	bool ipv6;
 	bool group; /* sent to an Ethernet group address */
+
+	/* Of a request, for the table. */
+	__u8 flags;    /* enum flat_record_flags */
+	__u32 isn;     /* TCP, as are the others */
+	__u32 payload; /* bytes in the SYN */
+	__u32 tsval;   /* 0: none */
 };
 
 /* Requests this host made go out, those made to it come in; answers the other way. */

@@ -178,9 +178,7 @@ __subprogram int observe_icmp(struct __sk_buff *skb, __u64 place, enum direction
 	set_exchange(h, KIND_ICMP, 0, 0, echo_id(echo));
 
 	if (request) {
-		struct flat_pending pending = new_request(h);
-
-		remember(h, &pending, 0);
+		remember(h, 0);
 		return 0;
 	}
 

@@ -31,7 +31,7 @@ func TestLayoutIsThatOfFlows(t *testing.T) {
 		Sequence: 1, EndNs: 9e9, DurationNs: 3e6, RttNs: 2e6, Ifindex: 4, Id: 5, Repeats: 6,
 		SourcePort: networkOrder(7), DestinationPort: networkOrder(8), Vlan: 9, Kind: uint8(flows.KindDNS),
 		Side: uint8(flows.SideClient), Result: uint8(flows.ResultAnswered), Flags: 1 | 4, Ttl: 10, Rcode: 3, QuestionLength: 9,
-		Cgroup: 11, Uid: 12,
+		Cgroup: 11, Uid: 12, Pid: 13, Comm: commOf("curl"),
 	}
 	r.Record.Source.Bytes = [16]uint8{0x20, 1, 15: 1}
 	r.Record.Destination.Bytes = [16]uint8{10: 0xff, 11: 0xff, 12: 192, 15: 2}
@@ -43,19 +43,25 @@ func TestLayoutIsThatOfFlows(t *testing.T) {
 	if e.Sequence != 1 || e.End != 9e9 || e.Duration != 3e6 || e.RTT != 2e6 || e.Interface.Index != 4 || e.DNS.ID != 5 ||
 		e.Retransmits != 6 || e.Source.String() != "[2001::1]:7" || e.Destination.String() != "192.0.0.2:8" || e.VLAN != 9 ||
 		!e.QUIC || e.TTL != 10 || e.ResultName() != "nxdomain" || string(e.DNS.AppendName(nil)) != "foo" ||
-		e.Cgroup != 11 || e.UID != 12 {
+		e.Cgroup != 11 || e.UID != 12 || e.Process.PID != 13 || string(e.Process.AppendName(nil)) != "curl" {
 		t.Errorf("%+v", e)
 	}
 
 	key := kernelFlatKey{Id: 5, Kind: uint32(flows.KindDNS), LocalPort: networkOrder(7), RemotePort: networkOrder(8)}
-	p := kernelFlatPending{FirstNs: 1e9, Repeats: 6, Ifindex: 4, Vlan: 9, Ttl: 10, Flags: 4, Cgroup: 11, Uid: 12}
+	p := kernelFlatPending{FirstNs: 1e9, Repeats: 6, Ifindex: 4, Vlan: 9, Ttl: 10, Flags: 4, Cgroup: 11, Uid: 12, Pid: 13, Comm: commOf("curl")}
 	if err := flows.DecodePending(bytesOf(&key), bytesOf(&p), time.Second, flows.SideServer, &e); err != nil {
 		t.Fatal(err)
 	}
 	if e.End != 2e9 || e.Retransmits != 6 || e.Interface.Index != 4 || e.VLAN != 9 || e.TTL != 10 || !e.QUIC || e.DNS.ID != 5 ||
-		e.Source.Port() != 8 || e.Destination.Port() != 7 || e.Cgroup != 11 || e.UID != 12 {
+		e.Source.Port() != 8 || e.Destination.Port() != 7 || e.Cgroup != 11 || e.UID != 12 || e.Process.PID != 13 || string(e.Process.AppendName(nil)) != "curl" {
 		t.Errorf("pending: %+v", e)
 	}
+}
+
+// commOf is a process's name as the kernel's structures have it.
+func commOf(name string) (comm [2]uint64) {
+	copy(bytesOf(&comm), name)
+	return comm
 }
 
 // The numbers that flows gives to kinds, sides and results are those of record.h.

@@ -61,9 +61,11 @@ struct flat_pending {
 	__u16 vlan;
 	__u8 state; /* enum flat_state */
 	__u8 ttl;
-	__u8 flags; /* enum flat_record_flags */
-	__u8 reserved[3];
-	__u32 answers; /* STATE_HALF_OPEN: further SYN/ACKs */
+	__u8 flags;   /* enum flat_record_flags */
+	__u8 answers; /* STATE_HALF_OPEN: further SYN/ACKs, at most 255 */
+	__u8 reserved[2];
+	__u32 pid;     /* of the process that asked; 0: unknown */
+	__u64 comm[2]; /* its name, as in struct flat_record */
 };
 
 /* The question of a DNS request, for one that is never answered. */

@@ -17,8 +17,13 @@ static __always_inline struct flat_pending new_request(const struct half *h)
 		.first_ns = h->now,
 		.last_ns = h->now,
 		.ifindex = h->skb->ifindex,
+		.isn = h->isn,
+		.payload = h->payload,
+		.first_tsval = h->tsval,
+		.last_tsval = h->tsval,
 		.vlan = h->vlan,
 		.ttl = h->ttl,
+		.flags = h->flags,
 	};
 }
 
@@ -35,6 +40,35 @@ static __always_inline void own_socket(struct __sk_buff *skb, __u64 *cgroup, __u
 {
 	*cgroup = bpf_skb_cgroup_id(skb);
 	*uid = *cgroup ? bpf_get_socket_uid(skb) : 0;
+}
+
+/* Whether the kernel has these helpers for programs of tc; set before they are loaded. */
+const volatile bool have_pid;  /* Linux 6.10 */
+const volatile bool have_comm; /* Linux 6.16 */
+
+/* A SYN that goes out later than this after TCP made it had to wait for something. */
+#define AT_ONCE_NS (50 * 1000)
+
+/*
+ * own_process tells which process asks, where it is sure to be the current one:
+ * its SYN comes straight from TCP, not from a queue for want of the neighbour's
+ * address, and the current task is in the cgroup of the socket. Of datagrams,
+ * which bear no time, it cannot be told.
+ */
+static __always_inline void own_process(const struct half *h, struct flat_pending *request)
+{
+#ifdef FLAT_512
+	if (!have_pid || h->key.kind != KIND_TCP || !request->cgroup ||
+	    bpf_get_current_cgroup_id() != request->cgroup ||
+	    bpf_ktime_get_ns() - h->skb->tstamp > AT_ONCE_NS)
+		return;
+	request->pid = bpf_get_current_pid_tgid() >> 32;
+	if (have_comm)
+		bpf_get_current_comm(request->comm, sizeof(request->comm));
+#else
+	(void)h;
+	(void)request;
+#endif
 }
 
 /* found_asking is what the tables hold of the request that a packet may be. */
@@ -59,29 +93,17 @@ static __always_inline bool is_current(const struct half *h, const struct flat_p
  * is_repeat tells a request sent again from a new one of the same five-tuple:
  * a SYN has its sequence number, others are repeats until the flow is idle.
  */
-static __always_inline bool is_repeat(const struct half *h, const struct flat_pending *request,
-				      const struct flat_pending *found)
+static __always_inline bool is_repeat(const struct half *h, const struct flat_pending *found)
 {
-	return found->isn == request->isn && (h->key.kind == KIND_TCP || is_current(h, found));
+	return found->isn == h->isn && (h->key.kind == KIND_TCP || is_current(h, found));
 }
 
-static __always_inline void repeat(const struct half *h, const struct flat_pending *request,
-				   struct flat_pending *found)
+static __always_inline void repeat(const struct half *h, struct flat_pending *found)
 {
 	found->last_ns = h->now;
-	found->last_tsval = request->last_tsval;
+	found->last_tsval = h->tsval;
 	found->repeats++;
 	count(COUNT_REPEATS);
-}
-
-/* put returns 0 or a negative errno: an int, for before Linux 6.4 the upper half is not set. */
-static __always_inline int put(struct half *h, struct flat_pending *request, __u64 flags)
-{
-	enum flat_side side = side_of_request(h->direction);
-
-	if (side == SIDE_CLIENT)
-		own_socket(h->skb, &request->cgroup, &request->uid);
-	return bpf_map_update_elem(table_of(side), &h->key, request, flags);
 }
 
 /*
@@ -89,19 +111,24 @@ static __always_inline int put(struct half *h, struct flat_pending *request, __u
  * this key, or 0 if it holds nothing or that is not known yet: most requests are
  * new, and are spared a lookup. It returns whether this one is new and followed.
  */
-static __always_inline bool remember(struct half *h, struct flat_pending *request,
-				     struct flat_pending *found)
+__subprogram bool remember(struct half *h, struct flat_pending *found)
 {
-	bool is_wanted = wanted(h, side_of_request(h->direction));
-	int failed = -EEXIST;
+	enum flat_side side = side_of_request(h->direction);
+	struct flat_pending request = new_request(h);
+	bool is_wanted = wanted(h, side);
+	int failed = -EEXIST; /* an int: before Linux 6.4 helpers leave the upper half as it is */
 
+	if (is_wanted && side == SIDE_CLIENT) {
+		own_socket(h->skb, &request.cgroup, &request.uid);
+		own_process(h, &request);
+	}
 	if (is_wanted && !found)
-		failed = put(h, request, BPF_NOEXIST);
+		failed = bpf_map_update_elem(table_of(side), &h->key, &request, BPF_NOEXIST);
 	if (failed == -EEXIST) {
 		if (!found)
 			found = found_asking(h);
-		if (found && is_repeat(h, request, found)) {
-			repeat(h, request, found);
+		if (found && is_repeat(h, found)) {
+			repeat(h, found);
 			return false;
 		}
 		if (!is_wanted) {
@@ -110,13 +137,12 @@ static __always_inline bool remember(struct half *h, struct flat_pending *reques
 		}
 		if (found && (found->state == STATE_OPEN || found->state == STATE_HALF_OPEN))
 			count(COUNT_REPLACED);
-		failed = put(h, request, BPF_ANY);
+		failed = bpf_map_update_elem(table_of(side), &h->key, &request, BPF_ANY);
 	}
 	count(COUNT_REQUESTS);
 	if (failed)
 		count(COUNT_PENDING_FULL);
-	trace("request kind %d side %d id %x", h->key.kind, side_of_request(h->direction),
-	      h->key.id);
+	trace("request kind %d side %d id %x", h->key.kind, side, h->key.id);
 	return true;
 }
 

@@ -3,6 +3,8 @@ package bpf
 import (
 	"testing"
 	"time"
+
+	"github.com/flatd/flatd/flows"
 )
 
 // handshake has the programs report one record.
@@ -52,7 +54,7 @@ func TestWhatIsNotCommittedIsReadAgain(t *testing.T) {
 
 func TestAFullRingIsCountedAndReadOn(t *testing.T) {
 	k := openKernel(t)
-	const record = 112 + recordHeader
+	const record = flows.RecordSize + recordHeader
 	room := k.reader.Size() / record
 	for i := range uint32(room + 10) {
 		k.handshake(i)

@@ -71,6 +71,9 @@ struct flat_record {
 	__u8 icmp_type; /* of the error, if RESULT_UNREACHABLE */
 	__u8 icmp_code;
 	__u16 question_length; /* bytes of question[] in use: KIND_DNS only */
+	__u64 comm[2];	       /* name of the process that asked, TASK_COMM_LEN bytes; 0: unknown */
+	__u32 pid;	       /* of that process; 0: unknown */
+	__u32 reserved;
 };
 
 /* A DNS name takes 255 bytes at most (RFC 1035, 2.3.4), type and class 4. */

@@ -15,7 +15,7 @@ static __always_inline __u64 next_sequence(void)
 
 	if (!s)
 		return 0;
-#ifdef FLAT_FETCH_ADD
+#ifdef FLAT_512 /* for Linux 5.12 and later: see gen.go */
 	next = __sync_fetch_and_add(&s->last, 1) + 1;
 #else
 	bpf_spin_lock(&s->lock);
@@ -139,6 +139,10 @@ static __always_inline void write_record(struct flat_record *r, const struct hal
 	r->icmp_type = a->icmp_type;
 	r->icmp_code = a->icmp_code;
 	r->question_length = a->question_length;
+	r->pid = open->pid;
+	r->comm[0] = open->comm[0];
+	r->comm[1] = open->comm[1];
+	r->reserved = 0;
 }
 
 /*

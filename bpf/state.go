@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 )
@@ -89,6 +90,14 @@ func loadSpec() (*ebpf.CollectionSpec, error) {
 	spec, err := loadKernel()
 	if err != nil {
 		return nil, fmt.Errorf("read the embedded programs: %w", err)
+	}
+	for name, have := range map[string]bool{
+		"have_pid":  haveHelper(asm.FnGetCurrentPidTgid),
+		"have_comm": haveHelper(asm.FnGetCurrentComm),
+	} {
+		if err := spec.Variables[name].Set(have); err != nil {
+			return nil, fmt.Errorf("tell the programs what the kernel has: %w", err)
+		}
 	}
 	variables := spec.Maps[variablesMap]
 	variables.Name, variables.Pinning = awaitingPin, ebpf.PinByName

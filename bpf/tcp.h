@@ -67,16 +67,12 @@ static __always_inline bool acknowledges(const struct tcp_header *tcp,
 
 static __always_inline void observe_syn(struct half *h, const struct tcp_header *tcp)
 {
-	struct flat_pending request = new_request(h);
 	const struct tcp_timestamps *ts = timestamps_of(h, tcp);
 
-	request.isn = bpf_ntohl(tcp->sequence);
-	request.payload = h->length - (tcp->offset >> 4) * 4;
-	if (ts) {
-		request.first_tsval = bpf_ntohl(ts->value);
-		request.last_tsval = request.first_tsval;
-	}
-	remember(h, &request, 0);
+	h->isn = bpf_ntohl(tcp->sequence);
+	h->payload = h->length - (tcp->offset >> 4) * 4;
+	h->tsval = ts ? bpf_ntohl(ts->value) : 0;
+	remember(h, 0);
 }
 
 /* The slot of a connection from outside, whichever way this packet goes. */
@@ -90,7 +86,8 @@ static __always_inline void await_completion(struct half *h, struct flat_pending
 					     const struct tcp_header *tcp)
 {
 	if (found->state == STATE_HALF_OPEN) {
-		found->answers++; /* the SYN/ACK was sent again */
+		if (found->answers < 255)
+			found->answers++; /* the SYN/ACK was sent again */
 		count(COUNT_REPEATS);
 		return;
 	}

@@ -68,9 +68,7 @@ static __always_inline void observe_dns(struct half *h, const struct udp_header 
 	set_exchange(h, KIND_DNS, udp->source, udp->destination, bpf_ntohs(dns.id));
 
 	if (!(dns.flags & DNS_QR) && is_dns_port(h->settings, udp->destination)) {
-		struct flat_pending request = new_request(h);
-
-		if (remember(h, &request, 0))
+		if (remember(h, 0))
 			remember_question(h, offset + sizeof(dns), question);
 		return;
 	}
@@ -154,12 +152,10 @@ static __always_inline void observe_flow(struct half *h, const struct udp_header
 		return;
 	}
 
-	struct flat_pending request = new_request(h);
-
 	if (!is_current(h, found) &&
 	    is_quic(h->skb, h->transport + sizeof(*udp), h->length - sizeof(*udp)))
-		request.flags |= RECORD_QUIC;
-	remember(h, &request, found);
+		h->flags |= RECORD_QUIC;
+	remember(h, found);
 }
 
 /* The datagram ends where it says, or with the IP packet if it says nothing (RFC 2675, 4). */

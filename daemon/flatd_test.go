@@ -55,6 +55,10 @@ type event struct {
 	Container struct {
 		ID string `json:"id"`
 	} `json:"container"`
+	Process struct {
+		PID  int    `json:"pid"`
+		Name string `json:"name"`
+	} `json:"process"`
 	DNS struct {
 		ID       int `json:"id"`
 		Question struct {

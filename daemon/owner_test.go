@@ -7,10 +7,15 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/flatd/flatd/bpf/testbed"
@@ -130,10 +135,10 @@ type whose struct {
 	uid                        int
 }
 
-const nobody = -1 // no user.id
+const noUser = -1 // no user.id
 
 func (e event) whose() whose {
-	w := whose{e.Service.Name, e.Flatd.Cgroup, e.Container.ID, nobody}
+	w := whose{e.Service.Name, e.Flatd.Cgroup, e.Container.ID, noUser}
 	if e.User.ID != nil {
 		w.uid = *e.User.ID
 	}
@@ -204,13 +209,13 @@ func TestOwners(t *testing.T) {
 		switch {
 		case e.Flatd.Side != "server":
 		case e.Flatd.Result == "timeout": // nobody was asked
-			wantWhose(t, e, whose{uid: nobody})
+			wantWhose(t, e, whose{uid: noUser})
 		case e.Destination.Port == 53:
 			wantWhose(t, e, whose{"names-1.service", names.path(), "", 0})
 		case e.Destination.Port == 5300:
 			wantWhose(t, e, whose{"plain@udp.service", plain.path(), "", 0})
 		default: // the kernel itself refuses and echoes
-			wantWhose(t, e, whose{uid: nobody})
+			wantWhose(t, e, whose{uid: noUser})
 		}
 	}
 	if seen != answered {
@@ -334,5 +339,55 @@ func TestOwnerInContainer(t *testing.T) {
 		u.run(client, testbed.Tool(t, "bash"), "-c", fmt.Sprintf("exec 3<>/dev/tcp/%s/%d", server.V4, 20000+i))
 		e := p.wait(c.cgroup, func(e event) bool { return e.Destination.Port == 20000+i })
 		wantWhose(t, e, whose{c.service, u.path(), c.container, 1000})
+	}
+}
+
+// TestProcesses: of many processes of one unit that connect at the same time,
+// each event names the one that did, or none.
+func TestProcesses(t *testing.T) {
+	if err := features.HaveProgramHelper(ebpf.SchedCLS, asm.FnGetCurrentPidTgid); err != nil {
+		t.Skipf("the kernel does not tell programs of tc who is running: %v", err)
+	}
+	testbed.Tool(t, "setpriv")
+	h := newHierarchy(t)
+	client, server := testbed.Pair(t)
+	p := newSetup(t, client, testbed.Build(t, "flatd", ""), "").start(t)
+	asks := h.unit("client-1.service", 12345)
+	const processes = 40
+	ports := make(map[int]int) // of each process the one it is refused at
+	var mu sync.Mutex
+	var all errgroup.Group
+	all.SetLimit(8)
+	for i := range processes {
+		port := 20000 + i
+		cmd := asks.command(client, testbed.Tool(t, "bash"), "-c", fmt.Sprintf("exec 3<>/dev/tcp/%s/%d", addresses(server)[i%2], port))
+		all.Go(func() error {
+			if err := cmd.Start(); err != nil {
+				return err
+			}
+			_ = cmd.Wait() // it is refused
+			mu.Lock()
+			defer mu.Unlock()
+			ports[port] = cmd.Process.Pid
+			return nil
+		})
+	}
+	if err := all.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	p.waitN("the refusals", processes, func(e event) bool { return e.Flatd.Result == "refused" })
+	named := 0
+	for _, e := range p.end(syscall.SIGINT) {
+		switch {
+		case e.Flatd.Result != "refused" || e.Process.PID == 0:
+		case e.Process.PID != ports[e.Destination.Port] || e.Process.Name != "bash" && e.Process.Name != "":
+			t.Errorf("%s: process %+v, want %d", e, e.Process, ports[e.Destination.Port])
+		default:
+			named++
+		}
+	}
+	t.Logf("%d of %d named their process", named, processes)
+	if named < processes/2 {
+		t.Errorf("%d of %d named their process", named, processes)
 	}
 }

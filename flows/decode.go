@@ -21,9 +21,9 @@ var (
 // Sizes of struct flat_record (bpf/record.h), of flat_key and flat_pending
 // (bpf/maps.h). A DNS record goes on with the question section.
 const (
-	RecordSize  = 112
+	RecordSize  = 136
 	KeySize     = 48
-	PendingSize = 72
+	PendingSize = 88
 )
 
 // enum flat_record_flags of bpf/record.h.
@@ -69,6 +69,7 @@ func Decode(record []byte, e *Event) error {
 	e.Destination = e.endpoint(record[64:80], record[82:84])
 	e.setDurations(host.Uint64(record[16:]), host.Uint64(record[24:]), record[105]&recordRTT != 0)
 	e.setClientRTT(host.Uint64(record[32:]))
+	e.Process = processOf(host.Uint32(record[128:]), record[112:128])
 	if e.Result == ResultUnreachable {
 		e.ICMPType, e.ICMPCode = record[108], record[109]
 	}
@@ -156,6 +157,7 @@ func DecodePending(key, value []byte, limit time.Duration, side Side, e *Event) 
 		Cgroup:      host.Uint64(value[24:]),
 		UID:         host.Uint32(value[32:]),
 		QUIC:        value[64]&recordQUIC != 0,
+		Process:     processOf(host.Uint32(value[68:]), value[72:88]),
 		Request:     fnv1a(fnv1a(fnvBasis, key[:KeySize]), value[:8]),
 	}
 	if err := e.checkExchange(ResultTimeout); err != nil {

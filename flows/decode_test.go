@@ -23,6 +23,9 @@ type cRecord struct {
 	Kind, Side, Result, Flags, TTL, RCode uint8
 	ICMPType, ICMPCode                    uint8
 	QuestionLength                        uint16
+	Comm                                  [16]byte
+	PID                                   uint32
+	Reserved                              uint32
 }
 
 type cDNSRecord struct {
@@ -44,7 +47,10 @@ type cPending struct {
 	Repeats, Ifindex                  uint32
 	VLAN                              uint16
 	State, TTL, Flags                 uint8
-	Reserved                          [7]uint8
+	Answers                           uint8
+	Reserved                          [2]uint8
+	PID                               uint32
+	Comm                              [16]byte
 }
 
 func native(t testing.TB, v any) []byte {
@@ -67,6 +73,7 @@ func tcpRecord() cRecord {
 		SourcePort: port16(43210), DestinationPort: port16(443),
 		Cgroup: 4711, UID: 33, Ifindex: 2, Repeats: 1, VLAN: 7,
 		Kind: 1, Side: 1, Result: 1, Flags: 1 << 0, TTL: 57,
+		PID: 4321, Comm: [16]byte{'c', 'u', 'r', 'l'},
 	}
 }
 
@@ -80,7 +87,7 @@ func dnsRecord(section []byte) cDNSRecord {
 func TestSizes(t *testing.T) {
 	for name, sizes := range map[string][2]int{
 		"flat_record":     {len(native(t, cRecord{})), RecordSize},
-		"flat_dns_record": {len(native(t, cDNSRecord{})), 376},
+		"flat_dns_record": {len(native(t, cDNSRecord{})), 400},
 		"flat_key":        {len(native(t, cKey{})), KeySize},
 		"flat_pending":    {len(native(t, cPending{})), PendingSize},
 	} {
@@ -97,6 +104,7 @@ func TestDecode(t *testing.T) {
 		Source:      netip.MustParseAddrPort("192.0.2.10:43210"),
 		Destination: netip.MustParseAddrPort("198.51.100.20:443"),
 		Interface:   Interface{Index: 2}, VLAN: 7, TTL: 57, Sequence: 107187, Cgroup: 4711, UID: 33,
+		Process: Process{PID: 4321, comm: [16]byte{'c', 'u', 'r', 'l'}},
 	}
 	got := dnsSample() // nothing of it may remain
 	if err := Decode(native(t, tcpRecord()), &got); err != nil || got != want {

@@ -6,6 +6,7 @@
 package flows
 
 import (
+	"bytes"
 	"net/netip"
 	"time"
 )
@@ -92,6 +93,8 @@ type Event struct {
 	Cgroup uint64
 	UID    uint32 // of the local socket's owner, if Cgroup is known
 	Owner  *Owner
+	// Process is who asked, of a TCP connection from this host.
+	Process Process
 
 	HasRTT    bool
 	Ambiguous bool // retransmitted, and not known which request was answered
@@ -121,6 +124,21 @@ type Event struct {
 type Interface struct {
 	Index int
 	Name  string // "" if it was gone before its name was known
+}
+
+// Process is a process as the kernel had it when it asked. With PID 0 it is
+// unknown.
+type Process struct {
+	PID  uint32   // thread group id, in the initial PID namespace
+	comm [16]byte // ends with a zero; empty if the kernel could not tell
+}
+
+func processOf(pid uint32, comm []byte) Process { return Process{PID: pid, comm: [16]byte(comm)} }
+
+// AppendName appends the process's name: at most 15 bytes, whatever it chose.
+func (p *Process) AppendName(dst []byte) []byte {
+	name, _, _ := bytes.Cut(p.comm[:], []byte{0})
+	return append(dst, name...)
 }
 
 // DNS is what a DNS exchange asked and was told.
@@ -158,6 +176,8 @@ const (
 	ActionDetach Action = "detach"
 	ActionLoss   Action = "loss"
 	ActionConfig Action = "config"
+	// ActionPreceded: programs of others see an interface's packets first.
+	ActionPreceded Action = "preceded"
 )
 
 // Exchange reports whether the event is an exchange, and not flatd's own.

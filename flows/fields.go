@@ -125,7 +125,7 @@ var baseFields = []Field{
 		Doc:   "Kind of exchange, `flatd.status` for an event in flatd's own life, or `flatd.summary` for what an interval came to.",
 		value: text((*Event).Dataset)},
 	{Path: "event.action", Type: TypeKeyword, Presence: PresenceAlways,
-		Values: []string{"tcp-handshake", "dns-query", "udp-exchange", "icmp-echo", "start", "stop", "attach", "detach", "loss", "config",
+		Values: []string{"tcp-handshake", "dns-query", "udp-exchange", "icmp-echo", "start", "stop", "attach", "detach", "loss", "config", "preceded",
 			"exchanges", "destination", "books"},
 		Doc:   "What was measured, what flatd did, or what a summary is of: all exchanges of a kind and side, those with one destination, or what was left out.",
 		value: text((*Event).action)},
@@ -203,6 +203,12 @@ var ownerFields = []Field{
 			}
 			return strconv.AppendUint(dst, uint64(e.UID), 10)
 		}},
+	{Path: "process.pid", Type: TypeLong, Presence: PresenceKnown,
+		Doc:   "Id of the process that asked for a TCP connection, where the kernel tells it to such programs (Linux 6.10) and there is no doubt.",
+		value: positive(func(e *Event) uint64 { return uint64(e.Process.PID) })},
+	{Path: "process.name", Type: TypeKeyword, Presence: PresenceKnown,
+		Doc:   "Its name, at most 15 bytes, which it may choose (Linux 6.16).",
+		value: func(dst []byte, _ *Host, e *Event) []byte { return e.Process.AppendName(dst) }},
 	{Path: "container.id", Type: TypeKeyword, Presence: PresenceKnown,
 		Doc:   "Id of the container whose socket it was; of LXC its name.",
 		value: text(func(e *Event) string { return e.Owner.container() })},

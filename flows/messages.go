@@ -21,6 +21,7 @@ var (
 	messageDetach     = Message{"c0a7d96f0cca4b0cb734b57ee4499272", "detach", "flatd no longer measures a network interface"}
 	messageLoss       = Message{"21cad1d2d92a43aaa206d9e0176d5517", "loss", "flatd has lost events"}
 	messageConfig     = Message{"a98fe71eddf6408788f53b21ba0e88b3", "config", "The configuration of flatd has changed"}
+	messagePreceded   = Message{"d57ab7a17c4a4837a25f927b4e278e69", "preceded", "Other programs see the packets before flatd does"}
 	messageSummary    = Message{"d078dfc2c6894f26b5580b7f7bae3ebf", "summary", "What the network came to"}
 )
 
@@ -28,7 +29,7 @@ var (
 var Messages = []Message{
 	messageSuccess, messageRefused, messageUnreach, messageTimeout, messageDNSFailure, messageSlow,
 	messageStart, messageStop, messageAttach, messageDetach, messageLoss, messageConfig,
-	messageSummary,
+	messagePreceded, messageSummary,
 }
 
 // MessageID returns the MESSAGE_ID of an event's journal entry, "" for an
@@ -71,6 +72,8 @@ func (e *Event) statusMessageID() string {
 		return messageLoss.ID
 	case ActionConfig:
 		return messageConfig.ID
+	case ActionPreceded:
+		return messagePreceded.ID
 	}
 	return ""
 }

@@ -35,7 +35,7 @@ func TestMessageID(t *testing.T) {
 		{"summary", summarySample()},
 		{"dns-failure", with(dnsSample(), func(e *Event) { e.DNS.RCode = 3 })},
 	}
-	for _, action := range []Action{ActionStart, ActionStop, ActionAttach, ActionDetach, ActionLoss, ActionConfig} {
+	for _, action := range []Action{ActionStart, ActionStop, ActionAttach, ActionDetach, ActionLoss, ActionConfig, ActionPreceded} {
 		tests = append(tests, struct {
 			name  string
 			event Event

@@ -99,7 +99,7 @@ func (e *Event) Priority() int {
 	case e.Kind == KindSummary:
 		return PriorityInfo
 	case e.Kind == KindStatus:
-		if e.Status != nil && e.Status.Action == ActionLoss {
+		if e.Status != nil && (e.Status.Action == ActionLoss || e.Status.Action == ActionPreceded) {
 			return PriorityWarning
 		}
 		return PriorityInfo
@@ -180,7 +180,7 @@ func (e *Event) categories() []string {
 		return categoryNetwork
 	}
 	switch e.Status.Action {
-	case ActionAttach, ActionDetach:
+	case ActionAttach, ActionDetach, ActionPreceded:
 		return categoryNetwork
 	case ActionConfig:
 		return categoryConfiguration
