@@ -2,8 +2,8 @@
 // the programs, pins them and their maps, attaches them to interfaces and reads
 // what they report. It hands out bytes and counts; flows gives them meaning.
 //
-// Reading order: flat.c, parse.h and pending.h for the way of a packet,
-// record.h for what comes out, then state.go for how it is kept in the kernel.
+// Reading order: flat.c, parse.h, half.h and pending.h for the way of a packet,
+// report.h and record.h for what comes out, then state.go for how it is kept in the kernel.
 package bpf
 
 // flat.c is compiled twice: with what Linux 5.10 runs without exception, and
