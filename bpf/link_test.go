@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -490,4 +492,77 @@ func TestVLANDevices(t *testing.T) {
 		t.Errorf("vlan %d, want the outermost, 7", r.Vlan)
 	}
 	k.balanced()
+}
+
+// What is inside a tunnel is measured at the tunnel's own device, which has no
+// link header.
+func TestTunnelDevices(t *testing.T) {
+	for _, kind := range []string{"ipip", "gre", "wireguard"} {
+		t.Run(kind, func(t *testing.T) {
+			near, far := testbed.Pair(t)
+			tunnelFrom(t, near, far, kind, "10.96.0.1/24")
+			tunnelFrom(t, far, near, kind, "10.96.0.2/24")
+			if kind == "wireguard" {
+				acquaint(t, near, far)
+			}
+			k := openKernel(t)
+			var index int
+			var err error
+			near.Do(func() {
+				var device *net.Interface
+				if device, err = net.InterfaceByName("over0"); err == nil {
+					index = device.Index
+					_, err = k.Attach(Interface{Index: index, Name: "over0", L3: true})
+				}
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			converse(t, near, service(t, far, "10.96.0.2", nil), 1000, nil)
+			k.awaitAll(kindTCP, told{index, SideClient, established})
+			converse(t, far, service(t, near, "10.96.0.1", nil), 1000, nil)
+			k.awaitAll(kindTCP, told{index, SideServer, established})
+			k.balanced()
+		})
+	}
+}
+
+// tunnelFrom makes one end of a tunnel, over0, if the kernel has such.
+func tunnelFrom(t *testing.T, near, far *testbed.Host, kind, address string) {
+	t.Helper()
+	add := []string{"link", "add", "over0", "type", kind}
+	if kind != "wireguard" {
+		add = append(add, "local", near.V4, "remote", far.V4)
+	}
+	if out, err := near.Command("ip", add...).CombinedOutput(); err != nil {
+		t.Skipf("this kernel makes no %s: %s", kind, out)
+	}
+	testbed.Run(t, "ip", "-n", near.Name, "address", "add", address, "dev", "over0")
+	testbed.Run(t, "ip", "-n", near.Name, "link", "set", "over0", "up")
+}
+
+// acquaint gives both ends of a wireguard tunnel the other's key.
+func acquaint(t *testing.T, near, far *testbed.Host) {
+	t.Helper()
+	wg, err := exec.LookPath("wg")
+	if err != nil {
+		t.Skip("no wg to set up wireguard with")
+	}
+	const port = "51820"
+	dir := t.TempDir()
+	public := make(map[*testbed.Host]string)
+	for _, end := range []*testbed.Host{near, far} {
+		out, err := end.Command("sh", "-c", `umask 077; wg genkey > "$1" && wg set over0 listen-port "$2" private-key "$1" && wg pubkey < "$1"`,
+			"sh", filepath.Join(dir, end.Name), port).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		public[end] = strings.TrimSpace(string(out))
+	}
+	for end, other := range map[*testbed.Host]*testbed.Host{near: far, far: near} {
+		if out, err := end.Command(wg, "set", "over0", "peer", public[other], "endpoint", net.JoinHostPort(other.V4, port),
+			"allowed-ips", "10.96.0.0/24").CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
 }
