@@ -309,6 +309,7 @@ func (p *pipeline) tellSummary(now time.Time) error {
 	a := accounts{
 		resultOut: counters[bpf.ResultOut] + p.timeoutsOut.Load(), tooFast: counters[bpf.TooFast],
 		sampledOut: counters[bpf.SampledOut], ringFull: counters[bpf.RingFull],
+		halfOpen: counters[bpf.HalfOpen],
 	}
 	for _, s := range p.fanout.Stats() {
 		a.withheld += s.Withheld

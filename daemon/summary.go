@@ -34,8 +34,8 @@ const (
 
 // accounts are the totals, at one moment, of what no event of its own tells.
 type accounts struct {
-	withheld, dropped                        uint64 // by outputs
-	resultOut, tooFast, sampledOut, ringFull uint64 // by the kernel; the first also of timeouts
+	withheld, dropped                                  uint64 // by outputs
+	resultOut, tooFast, sampledOut, ringFull, halfOpen uint64 // by the kernel; the first also of timeouts
 }
 
 func newSummarizer(c Summary) *summarizer {
@@ -132,6 +132,7 @@ func (s *summarizer) leftOut(a accounts) flows.Summary {
 		TooFast:    a.tooFast - s.atBegin.tooFast,
 		SampledOut: a.sampledOut - s.atBegin.sampledOut,
 		RingFull:   a.ringFull - s.atBegin.ringFull,
+		HalfOpen:   a.halfOpen - s.atBegin.halfOpen,
 		Others:     s.destinations.others,
 	}
 }

@@ -81,7 +81,7 @@ func TestSummaryNumbers(t *testing.T) {
 func TestSummaryBeginsAnew(t *testing.T) {
 	s := newRunning(5)
 	s.add(handshake("192.0.2.2:443", time.Millisecond))
-	a := accounts{withheld: 1, dropped: 2, resultOut: 6, tooFast: 3, sampledOut: 4, ringFull: 5}
+	a := accounts{withheld: 1, dropped: 2, resultOut: 6, tooFast: 3, sampledOut: 4, ringFull: 5, halfOpen: 7}
 	if events := s.finish(noon.Add(time.Minute), a); len(events) != 3 {
 		t.Fatalf("%+v", events)
 	}
@@ -89,7 +89,7 @@ func TestSummaryBeginsAnew(t *testing.T) {
 		t.Errorf("a quiet interval has %+v", events)
 	}
 	s.add(handshake("192.0.2.9:443", time.Second))
-	events := s.finish(noon.Add(3*time.Minute), accounts{withheld: 2, dropped: 4, resultOut: 12, tooFast: 6, sampledOut: 8, ringFull: 10})
+	events := s.finish(noon.Add(3*time.Minute), accounts{withheld: 2, dropped: 4, resultOut: 12, tooFast: 6, sampledOut: 8, ringFull: 10, halfOpen: 14})
 	if len(events) != 3 {
 		t.Fatalf("%+v", events)
 	}
@@ -98,7 +98,7 @@ func TestSummaryBeginsAnew(t *testing.T) {
 			t.Errorf("%+v", e.Summary)
 		}
 	}
-	want := flows.Summary{Scope: flows.ScopeBooks, Interval: time.Minute, Withheld: 1, Dropped: 2, ResultOut: 6, TooFast: 3, SampledOut: 4, RingFull: 5}
+	want := flows.Summary{Scope: flows.ScopeBooks, Interval: time.Minute, Withheld: 1, Dropped: 2, ResultOut: 6, TooFast: 3, SampledOut: 4, RingFull: 5, HalfOpen: 7}
 	if *events[2].Summary != want {
 		t.Errorf("got  %+v\nwant %+v", events[2].Summary, want)
 	}

@@ -206,7 +206,7 @@ func samples() []sample {
 		{"summary of what was left out", with(summarySample(), func(e *Event) {
 			e.Side = 0
 			e.Summary = &Summary{Scope: ScopeBooks, Interval: time.Minute,
-				Withheld: 1200, Dropped: 3, ResultOut: 8, TooFast: 4, SampledOut: 5, RingFull: 6, Others: 7}
+				Withheld: 1200, Dropped: 3, ResultOut: 8, TooFast: 4, SampledOut: 5, RingFull: 6, HalfOpen: 9, Others: 7}
 		})},
 		{"loss", statusSample(ActionLoss, "17 events lost: the ring was full", 17)},
 		{"config hostile", statusSample(ActionConfig, "two\nlines \x1b]0;x\a \u202e \U000e0001 \xff", 0)},

@@ -37,6 +37,7 @@ type Summary struct {
 	TooFast    uint64 // by the kernel: under min_duration
 	SampledOut uint64 // by the kernel: sample
 	RingFull   uint64 // by the kernel: no room
+	HalfOpen   uint64 // TCP attempts from outside that were not completed
 	Others     uint64 // reported, but to destinations beyond those that are told apart
 }
 
@@ -162,6 +163,9 @@ var summaryFields = []Field{
 	{Path: "flatd.summary.ring_full", Type: TypeLong, Presence: PresenceKnown,
 		Doc:   "Exchanges that are lost because the ring was full.",
 		value: summary(func(s *Summary) uint64 { return s.RingFull })},
+	{Path: "flatd.summary.half_open", Type: TypeLong, Presence: PresenceKnown,
+		Doc:   "TCP attempts from outside that came to nothing after this host's SYN/ACK, or without one: scans, forged SYNs, clients that went away.",
+		value: summary(func(s *Summary) uint64 { return s.HalfOpen })},
 	{Path: "flatd.summary.others", Type: TypeLong, Presence: PresenceKnown,
 		Doc:   "Exchanges with destinations that came when the table of destinations was full. Their kind's summary has them.",
 		value: summary(func(s *Summary) uint64 { return s.Others })},

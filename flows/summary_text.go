@@ -74,6 +74,7 @@ func (s *Summary) appendBooks(dst []byte) []byte {
 	dst = appendSome(dst, ", ", s.TooFast, " too fast to report")
 	dst = appendSome(dst, ", ", s.SampledOut, " sampled out")
 	dst = appendSome(dst, ", ", s.RingFull, " lost to a full ring")
+	dst = appendSome(dst, ", ", s.HalfOpen, " attempts from outside half open")
 	dst = appendSome(dst, ", ", s.Others, " to destinations beyond the table")
 	if len(dst) > start {
 		dst[start] = ':'

@@ -36,8 +36,8 @@ func TestText(t *testing.T) {
 		{with(summaryOf(Summary{Scope: ScopeDestination, Interval: time.Hour, Kind: KindICMP, Count: 9, Unreachable: 9}),
 			func(e *Event) { e.Destination = netip.MustParseAddrPort("192.0.2.1:0") }),
 			"icmp to 192.0.2.1: 9 exchanges in 3600s, 9 unreachable"},
-		{summaryOf(Summary{Scope: ScopeBooks, Interval: time.Minute, Withheld: 1_000_000, Dropped: 2, ResultOut: 7, TooFast: 3, SampledOut: 4, RingFull: 5, Others: 6}),
-			"left out in 60s: 1,000,000 withheld by outputs, 2 lost by outputs, 7 of results not asked for, 3 too fast to report, 4 sampled out, 5 lost to a full ring, 6 to destinations beyond the table"},
+		{summaryOf(Summary{Scope: ScopeBooks, Interval: time.Minute, Withheld: 1_000_000, Dropped: 2, ResultOut: 7, TooFast: 3, SampledOut: 4, RingFull: 5, HalfOpen: 8, Others: 6}),
+			"left out in 60s: 1,000,000 withheld by outputs, 2 lost by outputs, 7 of results not asked for, 3 too fast to report, 4 sampled out, 5 lost to a full ring, 8 attempts from outside half open, 6 to destinations beyond the table"},
 		{summaryOf(Summary{Scope: ScopeBooks, Interval: time.Minute}), "left out in 60s"},
 	}
 	for _, test := range tests {
