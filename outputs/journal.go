@@ -93,6 +93,7 @@ func (j *Journal) Write(ctx context.Context, events []*flows.Event) (Tally, erro
 			t.Delivered++
 		case errors.Is(err, errNoMemoryFile):
 			t.Failed++
+			t.Why = err
 		default:
 			budget.giveBack()
 			return t, fmt.Errorf("journald: %w", err)

@@ -50,14 +50,18 @@ const (
 	// routesFor is how long it is believed that a stream takes a subject or
 	// that none does.
 	routesFor = time.Minute
+	// natsPaceMax is how many events go to the server before its answer is
+	// waited for; fewer while it is slow.
+	natsPaceMax = batchMax
 )
 
 // NATS publishes events to a NATS server, one message each. Nats-Msg-Id is the
 // event's id: after a failure up to one batch is published again, and a stream
 // drops such duplicates within its window (two minutes by default).
 //
-// An event whose subject may not be published to is an error of the output and
-// holds up those behind it until the permission is there or the queue drops it.
+// An event whose subject may not be published to has failed, if events of other
+// subjects are taken; it holds up nothing. A server that takes none at all is an
+// error of the output, and the queue keeps what there is until that is repaired.
 type NATS struct {
 	options NATSOptions
 	mode    string
@@ -71,6 +75,7 @@ type NATS struct {
 	streams jetstream.JetStream
 	greeted bool // has waited for the first connection; for Write alone
 	dialing bool
+	told    bool // the client has told of a connection
 	closed  bool
 	lost    error // why there is no connection, as far as known
 
@@ -79,8 +84,9 @@ type NATS struct {
 	// For the goroutine that calls Write alone.
 	routes    map[string]route
 	routesAt  time.Time
-	noStreams bool // nor is it worth asking for any
-	careful   bool // one by one, to find the event that is not permitted
+	noStreams bool                // nor is it worth asking for any
+	refusals  map[string]*refusal // by subject
+	pace      int                 // events published at once
 	text      []byte
 	payload   []byte
 	out       []outgoing
@@ -89,7 +95,7 @@ type NATS struct {
 // NewNATS checks the options, reads the files they name once, and begins to
 // connect. It never waits for a server.
 func NewNATS(o NATSOptions) (*NATS, error) {
-	n := &NATS{options: o, mode: o.Mode, ready: make(chan struct{}, 1), routes: make(map[string]route)}
+	n := &NATS{options: o, mode: o.Mode, ready: make(chan struct{}, 1), routes: make(map[string]route), refusals: make(map[string]*refusal), pace: natsPaceMax}
 	if err := n.configure(); err != nil {
 		return nil, fmt.Errorf("nats: %w", err)
 	}
@@ -176,10 +182,19 @@ func reconnectDelay(attempt int) time.Duration {
 }
 
 func (n *NATS) up(*nats.Conn) {
-	n.mu.Lock()
-	n.lost = nil
-	n.mu.Unlock()
 	n.reconnected.Store(true)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.lost, n.told = nil, true
+	n.signal()
+}
+
+// signal says that there is a connection, once it can be used: the client may
+// tell of it (up) before it hands it over (connect). n.mu is held.
+func (n *NATS) signal() {
+	if !n.told || n.conn == nil {
+		return
+	}
 	select {
 	case n.ready <- struct{}{}:
 	default:
@@ -216,6 +231,7 @@ func (n *NATS) connect() {
 		if n.closed {
 			conn.Close()
 		}
+		n.signal()
 	}()
 }
 
@@ -270,23 +286,71 @@ func (n *NATS) Write(ctx context.Context, events []*flows.Event) (Tally, error) 
 	if err != nil {
 		return Tally{}, fmt.Errorf("nats: %w", err)
 	}
-	var total Tally
-	for len(events) > 0 {
-		step := len(events)
-		if n.careful {
-			step = 1
-		}
-		t, err := n.publish(ctx, conn, events[:step])
-		total.Delivered += t.Delivered
-		total.Failed += t.Failed
-		if err != nil {
-			n.careful = n.careful || errors.Is(err, nats.ErrPermissionViolation)
-			return total, fmt.Errorf("nats: %w", err)
-		}
-		events = events[step:]
+	// No longer than the client's writes may take (behaviour): the client drops
+	// what such a write could not send, and then nothing may be confirmed.
+	ctx, cancel := context.WithTimeout(ctx, WriteTimeout)
+	defer cancel()
+	tally, err := n.publishAll(ctx, conn, events)
+	if err != nil {
+		return tally, fmt.Errorf("nats: %w", err)
 	}
-	n.careful = false
+	return tally, nil
+}
+
+// publishAll publishes the events part by part. Those of refused subjects fail
+// if the server takes others; as long as it takes none, they wait.
+func (n *NATS) publishAll(ctx context.Context, conn *nats.Conn, events []*flows.Event) (total Tally, err error) {
+	n.forgetRoutes()
+	n.doubtRefusals()
+	var waiting Tally // refused events for which it is not known yet, and what failed behind them
+	for len(events) > 0 {
+		if r := n.refused(events[0]); r != nil && time.Now().Before(r.until) {
+			waiting.add(Tally{Failed: 1, Why: r.why})
+			if r.sure {
+				total.settle(&waiting)
+			}
+			events = events[1:]
+			continue
+		}
+		size := n.together(events)
+		t, err := n.publish(ctx, conn, events[:size])
+		events = events[t.Total():]
+		if waiting.add(t); t.Delivered > 0 {
+			n.ensureRefusals()
+			total.settle(&waiting)
+		}
+		switch {
+		case err == nil:
+			n.pace = min(2*n.pace, natsPaceMax)
+		case refusesPublish(err) && size > 1:
+			n.pace = 1 // to find out which, and send no more of the others twice than need be
+		case size == 1 && n.refusesFirst(err, events):
+			n.learnRefusal(events[0], err)
+		case errors.Is(err, context.DeadlineExceeded):
+			n.slowDown(conn)
+			return total, err
+		default:
+			return total, err
+		}
+	}
+	if waiting.Failed > 0 {
+		return total, waiting.Why
+	}
 	return total, nil
+}
+
+// slowDown is for a server that has not answered in time. A new connection has
+// no part of what was sent in vain before it; over the old one the client could
+// not tell which of its pings are answered.
+func (n *NATS) slowDown(conn *nats.Conn) {
+	n.pace = max(n.pace/4, 1)
+	_ = conn.ForceReconnect() // fails only if it is closed
+}
+
+// refusesFirst reports whether the subject of the first event is what err is about.
+func (n *NATS) refusesFirst(err error, events []*flows.Event) bool {
+	n.text = n.subject.Append(n.text[:0], n.options.Host, events[0])
+	return refusesSubject(err, string(n.text))
 }
 
 // Close closes the connection. What Write counted as delivered is with the

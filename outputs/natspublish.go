@@ -57,7 +57,6 @@ func (n *NATS) publish(ctx context.Context, conn *nats.Conn, events []*flows.Eve
 
 // prepare makes the messages.
 func (n *NATS) prepare(ctx context.Context, conn *nats.Conn, events []*flows.Event) ([]outgoing, error) {
-	n.forgetRoutes()
 	for len(n.out) < len(events) {
 		ids := make([]string, 1)
 		n.out = append(n.out, outgoing{ids: ids, msg: nats.Msg{Header: nats.Header{jetstream.MsgIDHeader: ids}}})
@@ -119,6 +118,9 @@ func (s stand) confirm(ctx context.Context, conn *nats.Conn) error {
 	if !conn.IsConnected() {
 		return errDisconnected
 	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("the server is slow: %w", err)
+	}
 	if err := conn.FlushWithContext(ctx); err != nil {
 		return fmt.Errorf("flush: %w", err)
 	}
@@ -150,6 +152,7 @@ func (n *NATS) await(ctx context.Context, sent []outgoing) (t Tally, err error) 
 			t.Delivered++
 		case tooLarge(o.err):
 			t.Failed++
+			t.Why = o.err
 		default:
 			if errors.Is(o.err, jetstream.ErrNoStreamResponse) {
 				clear(n.routes) // there was a stream, perhaps
@@ -188,7 +191,11 @@ func (n *NATS) abandon() {
 // forgetRoutes has the streams looked up again after a reconnect and every
 // routesFor, since they come and go.
 func (n *NATS) forgetRoutes() {
-	if n.reconnected.Swap(false) || len(n.routes) >= routesMax || time.Since(n.routesAt) > routesFor {
+	fresh := n.reconnected.Swap(false)
+	if fresh {
+		clear(n.refusals) // another server, perhaps, or other permissions
+	}
+	if fresh || len(n.routes) >= routesMax || time.Since(n.routesAt) > routesFor {
 		clear(n.routes)
 		n.noStreams, n.routesAt = false, time.Now()
 	}
@@ -212,7 +219,8 @@ func (n *NATS) route(ctx context.Context, conn *nats.Conn, e *flows.Event) (rout
 }
 
 // taken asks whether a stream takes a subject. A server without JetStream and
-// an account that may not ask mean no, for every subject.
+// an account that may not ask mean no, for every subject; one that does not
+// answer, as in lame duck mode, means nothing.
 func (n *NATS) taken(ctx context.Context, conn *nats.Conn, subject string) (bool, error) {
 	if n.noStreams {
 		return false, nil

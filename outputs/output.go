@@ -30,10 +30,27 @@ type Output interface {
 
 // Tally counts the events that a Write disposed of.
 type Tally struct {
-	Delivered int // handed over: the receiver has them
-	Withheld  int // left out on purpose: budget, profile
-	Failed    int // can never be delivered: too large, refused
+	Delivered int   // handed over: the receiver has them
+	Withheld  int   // left out on purpose: budget, profile
+	Failed    int   // can never be delivered: too large, refused
+	Why       error // the latest of them failed; nil if none did
 }
 
 // Total is the number of events disposed of.
 func (t Tally) Total() int { return t.Delivered + t.Withheld + t.Failed }
+
+// add counts what comes after.
+func (t *Tally) add(next Tally) {
+	t.Delivered += next.Delivered
+	t.Withheld += next.Withheld
+	t.Failed += next.Failed
+	if next.Why != nil {
+		t.Why = next.Why
+	}
+}
+
+// settle moves what another tally has into this one.
+func (t *Tally) settle(from *Tally) {
+	t.add(*from)
+	*from = Tally{}
+}

@@ -42,7 +42,7 @@ type Stats struct {
 	Queued    uint64 // waiting or being written
 
 	Down      bool      // the last write failed
-	LastError string    // of the latest failure, also after it has passed
+	LastError string    // of the latest failure or failed event, also after it has passed
 	Since     time.Time // of the last change of Down; zero if there was none
 }
 
@@ -243,6 +243,9 @@ func (q *Queue) settle(t Tally) {
 	q.stats.Delivered += uint64(t.Delivered)
 	q.stats.Withheld += uint64(t.Withheld)
 	q.stats.Failed += uint64(t.Failed)
+	if t.Why != nil {
+		q.stats.LastError = t.Why.Error()
+	}
 	n := t.Total()
 	q.backlog.unpop(q.batch[n:])
 	for _, i := range q.batch[:n] {
