@@ -152,7 +152,8 @@ type kernelFlatPending struct {
 	Ttl        uint8
 	Flags      uint8
 	Answers    uint8
-	Reserved   [2]uint8
+	Crossed    uint8
+	Reserved   uint8
 	Pid        uint32
 	Comm       [2]uint64
 }

@@ -63,7 +63,8 @@ struct flat_pending {
 	__u8 ttl;
 	__u8 flags;   /* enum flat_record_flags */
 	__u8 answers; /* STATE_HALF_OPEN: further SYN/ACKs, at most 255 */
-	__u8 reserved[2];
+	__u8 crossed; /* TCP, of ours: both ends have asked, and this one has answered */
+	__u8 reserved;
 	__u32 pid;     /* of the process that asked; 0: unknown */
 	__u64 comm[2]; /* its name, as in struct flat_record */
 };

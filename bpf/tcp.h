@@ -85,12 +85,17 @@ static __always_inline __u32 slot_of_peer(struct half *h)
 static __always_inline void await_completion(struct half *h, struct flat_pending *found,
 					     const struct tcp_header *tcp)
 {
+	struct flat_pending *crossing;
+
 	if (found->state == STATE_HALF_OPEN) {
 		if (found->answers < 255)
 			found->answers++; /* the SYN/ACK was sent again */
 		count(COUNT_REPEATS);
 		return;
 	}
+	crossing = bpf_map_lookup_elem(&flat_ours, &h->key);
+	if (crossing && crossing->state == STATE_OPEN)
+		crossing->crossed = true;
 	found->state = STATE_HALF_OPEN;
 	found->answer_ns = h->now;
 	own_socket(h->skb, &found->cgroup, &found->uid);
@@ -122,6 +127,7 @@ static __always_inline void observe_syn_ack(struct half *h, const struct tcp_hea
 	enum flat_side side = side_of_answer(h->direction);
 	struct flat_pending *found = found_answering(h);
 	const struct tcp_timestamps *ts;
+	bool crossed;
 
 	if (found && !acknowledges(tcp, found)) {
 		count(COUNT_WRONG_ACK);
@@ -134,10 +140,10 @@ static __always_inline void observe_syn_ack(struct half *h, const struct tcp_hea
 	ts = found && found->repeats ? timestamps_of(h, tcp) : 0;
 	if (ts)
 		a.echoed_tsval = bpf_ntohl(ts->echo);
+	crossed = found && found->crossed;
 	answer(h, found, &a);
-	/* Where both ends asked at once, it is the ACK of our SYN/ACK too (RFC 9293, 3.5). */
-	if (side == SIDE_CLIENT && is_awaited(slot_of_peer(h), bpf_ntohl(tcp->acknowledgment)))
-		complete(h, tcp);
+	if (crossed)
+		complete(h, tcp); /* it is the ACK of our SYN/ACK too (RFC 9293, 3.5) */
 }
 
 /* A RST that acknowledges no SYN is somebody's guess (RFC 9293, 3.10.7.3). */
