@@ -15,14 +15,17 @@ mandir     ?= $(PREFIX)/share/man
 schemadir  ?= $(PREFIX)/share/flatd
 sysconfdir ?= /etc
 
+# How long `make fuzz` stays with each of its targets.
+FUZZTIME ?= 10s
+
 # Attaching programs takes root; building does not.
 SUDO        := $(if $(filter 0,$(shell id -u)),,sudo)
 AS_ROOT     := $(if $(SUDO),-exec 'sudo -E env PATH=$(PATH)')
-GO_BUILD    := CGO_ENABLED=0 go build -trimpath -ldflags '-X main.version=$(VERSION)'
+GO_BUILD    := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .DEFAULT_GOAL := build
-.PHONY: help build run test test-go bench generate check-generated lint install uninstall \
+.PHONY: help build run test test-go fuzz bench generate check-generated lint install uninstall \
 	setup-run setup-test clean
 
 help: ## show this list
@@ -46,6 +49,14 @@ test: setup-test ## run every test; installs the tools they need
 test-go: ## run the tests that need neither root nor a kernel, with the race detector
 	go test -race -short ./flows ./outputs ./packaging
 
+fuzz: ## feed every parser hostile input for FUZZTIME each, the programs in the kernel too
+	@for package in $$(go list ./...); do \
+		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz'); do \
+			echo "== $$package $$target"; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x -parallel 2 $(AS_ROOT) $$package || exit 1; \
+		done; \
+	done
+
 bench: setup-test ## run the benchmarks
 	go test -run '^$$' -bench . -benchmem -p 1 $(AS_ROOT) ./...
 
@@ -61,7 +72,8 @@ lint: ## check format and style of Go, C and shell
 	go vet -tags natsserver ./cmd/...
 	$(STATICCHECK) ./...
 	clang-format --dry-run -Werror bpf/*.[ch]
-	shellcheck .ci/run packaging/*.sh systemd/*.sh
+	shellcheck .ci/run packaging/*.sh packaging/deb/* systemd/*.sh
+	shellcheck -s sh packaging/rpm/*
 
 setup-run:
 	packaging/setup.sh run
@@ -70,6 +82,6 @@ setup-test:
 	packaging/setup.sh test
 
 clean: ## remove what was built
-	rm -rf $(BIN)
+	rm -rf $(BIN) $(DIST)
 
-include packaging/install.mk
+include packaging/install.mk packaging/package.mk

@@ -8,8 +8,9 @@
 # second, needs root and systemd's package, and does not need systemd to be
 # what booted the machine. For a look around: bed.sh /tmp bash
 #
-# /usr and /etc are this machine's under an overlay, so whatever is installed in
-# the bed stays there. Network, cgroups, bpffs, /run, /tmp and /var are its own.
+# /usr, /etc and dpkg's database are this machine's under an overlay, so whatever
+# is installed in the bed stays there. Network, cgroups, bpffs, /run, /tmp and the
+# rest of /var are its own.
 # DIR appears in it as /bed. DIR/init.pid holds the number of the bed's PID 1
 # while it stands, for `nsenter --all --target`.
 set -euo pipefail
@@ -56,6 +57,7 @@ lay_out() {
 	mount -t tmpfs -o mode=1777 tmpfs tmp
 	mount -t tmpfs -o mode=755 tmpfs var
 	mkdir -p var/log/journal var/lib var/cache
+	[ ! -d /var/lib/dpkg ] || overlay var/lib/dpkg
 	for node in full null random tty urandom zero; do
 		touch "dev/$node"
 		mount --bind "/dev/$node" "dev/$node"
@@ -72,6 +74,7 @@ settle() {
 	echo d41d8cd98f00b204e9800998ecf8427e >etc/machine-id
 	echo bed >etc/hostname
 	: >etc/fstab
+	rm -f usr/sbin/policy-rc.d # keeps packages from touching services, in containers
 	rm -rf etc/systemd/system etc/systemd/system.control etc/systemd/system-generators
 	mkdir -p etc/systemd/system etc/systemd/system-generators
 	for unit in $masked; do
