@@ -225,10 +225,10 @@ func (a *attacher) linkTCX(iface Interface, d direction) (changed bool, err erro
 	path := a.linkPath(iface.Index, d)
 	if l, err := link.LoadPinnedLink(path, nil); err == nil {
 		defer l.Close()
-		switch current, err := linkedProgram(l, iface.Index); {
+		switch current, err := linkedProgram(l, iface.Index, d); {
 		case err != nil: // the interface it was made for is gone
-			if err := os.Remove(path); err != nil {
-				return false, fmt.Errorf("unpin a stale link: %w", err)
+			if err := unpin(path); err != nil {
+				return false, fmt.Errorf("stale link: %w", err)
 			}
 		case sameProgram(program, current):
 			return false, nil
@@ -269,8 +269,10 @@ func errVanished(dir string) error {
 		"`systemctl restart flatd` begins anew", dir)
 }
 
-// linkedProgram returns the program of a link that is attached to index.
-func linkedProgram(l link.Link, index int) (ebpf.ProgramID, error) {
+// linkedProgram returns the program of a link that is attached to index. A link
+// stays with an interface that is moved to another namespace, where another may
+// have come in its place, under the same index.
+func linkedProgram(l link.Link, index int, d direction) (ebpf.ProgramID, error) {
 	info, err := l.Info()
 	if err != nil {
 		return 0, err
@@ -279,7 +281,16 @@ func linkedProgram(l link.Link, index int) (ebpf.ProgramID, error) {
 	if tcx == nil || int(tcx.Ifindex) != index {
 		return 0, errors.New("not attached any more")
 	}
-	return info.Program, nil
+	chain, err := tcxChain(index, d)
+	if err != nil {
+		return info.Program, nil // which nothing speaks against
+	}
+	for _, p := range chain {
+		if id, ok := p.LinkID(); ok && id == info.ID {
+			return info.Program, nil
+		}
+	}
+	return 0, errors.New("attached in another namespace")
 }
 
 func sameProgram(p *ebpf.Program, id ebpf.ProgramID) bool {

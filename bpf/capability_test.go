@@ -66,6 +66,9 @@ func useThreeCapabilities(t *testing.T, path string) {
 		if _, err := k.Attach(device); err != nil {
 			t.Fatal(err)
 		}
+		if ahead, err := k.Ahead(device.Index); err != nil || len(ahead) != 0 {
+			t.Errorf("ahead by %s: %q, error %v", mode, ahead, err)
+		}
 	}
 	if err := k.Apply(Settings{Remote: Nets{Exclude: prefixes("203.0.113.0/24")}}); err != nil {
 		t.Fatal(err)

@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
 	"time"
 
 	"github.com/BurntSushi/toml"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/flatd/flatd/flows"
 )
@@ -26,7 +26,7 @@ import (
 //	POST /v1/reload      read the configuration again; root only
 //	GET  /healthz        200 if everything makes progress, else 503
 //	GET  /metrics        Prometheus
-func (d *Daemon) controlRoutes() http.Handler {
+func (d *Daemon) controlRoutes(entrance *door) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
 		status, err := d.Status()
@@ -36,7 +36,7 @@ func (d *Daemon) controlRoutes() http.Handler {
 	mux.HandleFunc("GET /v1/summary", d.serveSummary)
 	mux.HandleFunc("GET /v1/interfaces", func(w http.ResponseWriter, _ *http.Request) { answer(w, d.interfaces(), nil) })
 	mux.HandleFunc("GET /v1/config", d.serveConfig)
-	mux.Handle("POST /v1/reload", rootOnly(http.HandlerFunc(d.serveReload)))
+	mux.HandleFunc("POST /v1/reload", entrance.rootOnly(d.serveReload))
 	mux.HandleFunc("GET /healthz", d.serveHealth)
 	mux.Handle("GET /metrics", d.metricsHandler())
 	return mux
@@ -52,36 +52,34 @@ func (d *Daemon) metricsRoutes() http.Handler {
 // serve answers on the sockets until ctx ends.
 func (s *service) serve(ctx context.Context, d *Daemon) error {
 	tasks, ctx := errgroup.WithContext(ctx)
-	serve := func(l net.Listener, handler http.Handler) {
-		server := &http.Server{
-			Handler:           handler,
-			ReadHeaderTimeout: 5 * time.Second,
-			IdleTimeout:       time.Minute,
-			MaxHeaderBytes:    16 << 10,
-			BaseContext:       func(net.Listener) context.Context { return ctx },
-			ConnContext:       rememberPeer,
-		}
-		tasks.Go(func() error {
-			if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-				return err
-			}
-			return nil
-		})
-		tasks.Go(func() error {
-			<-ctx.Done() // followers end with it
-			last, cancel := context.WithTimeout(context.Background(), time.Second)
-			defer cancel()
-			if err := server.Shutdown(last); err != nil {
-				return server.Close()
-			}
-			return nil
-		})
-	}
-	serve(s.control, d.controlRoutes())
+	control := newDoor(usualLimits, s.log.With("socket", ControlSocketName))
+	tasks.Go(func() error { return serveAt(ctx, s.control, control, d.controlRoutes(control)) })
 	for _, l := range s.metrics {
-		serve(l, d.metricsRoutes())
+		metrics := newDoor(usualLimits, s.log.With("socket", MetricsSocketName))
+		tasks.Go(func() error { return serveAt(ctx, l, metrics, d.metricsRoutes()) })
 	}
 	return tasks.Wait()
+}
+
+// serveAt answers on one socket until ctx ends. Followers end with it; others
+// have a second to read their answer.
+func serveAt(ctx context.Context, l net.Listener, entrance *door, handler http.Handler) error {
+	server := entrance.server(ctx, handler)
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		last, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if server.Shutdown(last) != nil {
+			_ = server.Close() // whoever has not read it by now
+		}
+	})
+	err := server.Serve(l)
+	if stop() || !errors.Is(err, http.ErrServerClosed) {
+		return err // ctx has nothing to do with it
+	}
+	<-ended
+	return nil
 }
 
 func answer(w http.ResponseWriter, value any, err error) {
@@ -162,7 +160,12 @@ func (d *Daemon) appendArray(dst []byte, events []flows.Event) []byte {
 
 // serveEvents writes events as JSON lines.
 func (d *Daemon) serveEvents(w http.ResponseWriter, r *http.Request) {
-	q, err := parseQuery(r.URL.Query())
+	values, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		refuse(w, http.StatusBadRequest, err)
+		return
+	}
+	q, err := parseQuery(values)
 	if err != nil {
 		refuse(w, http.StatusBadRequest, err)
 		return
@@ -178,7 +181,10 @@ func (d *Daemon) serveEvents(w http.ResponseWriter, r *http.Request) {
 	} else {
 		events = d.recent.latest(q.limit, q.match)
 	}
-	stream := eventStream{response: http.NewResponseController(w), writer: w, append: d.host.AppendJSON}
+	stream := eventStream{
+		response: http.NewResponseController(w), writer: w, append: d.host.AppendJSON,
+		patience: guestOf(r).door.limits.read,
+	}
 	contentType := "application/x-ndjson"
 	if q.text {
 		contentType = "text/plain; charset=utf-8"
@@ -224,15 +230,13 @@ type eventStream struct {
 	append   func(dst []byte, e *flows.Event) []byte
 	response *http.ResponseController
 	writer   http.ResponseWriter
+	patience time.Duration // with a client that does not read
 	line     []byte
 }
 
-// clientTime bounds how long a client may take to read what it asked for.
-const clientTime = 30 * time.Second
-
 func (s *eventStream) write(e *flows.Event) error {
 	s.line = append(s.append(s.line[:0], e), '\n')
-	if err := s.response.SetWriteDeadline(time.Now().Add(clientTime)); err != nil {
+	if err := s.response.SetWriteDeadline(time.Now().Add(s.patience)); err != nil {
 		return err
 	}
 	_, err := s.writer.Write(s.line)
@@ -240,37 +244,3 @@ func (s *eventStream) write(e *flows.Event) error {
 }
 
 func (s *eventStream) flush() error { return s.response.Flush() }
-
-type peerKey struct{}
-
-// rememberPeer notes the user on the other end of a Unix socket (SO_PEERCRED).
-func rememberPeer(ctx context.Context, c net.Conn) context.Context {
-	unixConn, ok := c.(*net.UnixConn)
-	if !ok {
-		return ctx
-	}
-	raw, err := unixConn.SyscallConn()
-	if err != nil {
-		return ctx
-	}
-	var peer *unix.Ucred
-	controlErr := raw.Control(func(fd uintptr) {
-		peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	})
-	if err != nil || controlErr != nil {
-		return ctx
-	}
-	return context.WithValue(ctx, peerKey{}, peer)
-}
-
-// rootOnly lets nobody else through: the group may look, not change.
-func rootOnly(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		peer, ok := r.Context().Value(peerKey{}).(*unix.Ucred)
-		if !ok || peer.Uid != 0 {
-			refuse(w, http.StatusForbidden, errors.New("only root may do this"))
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
-}

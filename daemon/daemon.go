@@ -30,6 +30,9 @@ type Options struct {
 	Version    string
 	Log        *slog.Logger
 	Hangup     <-chan os.Signal // each one reloads the configuration
+	// Reconcile is how often the interfaces are looked at when the kernel
+	// has reported nothing; 0 is every 30 seconds.
+	Reconcile time.Duration
 }
 
 // Daemon is one run of flatd. Make it with New, end it by the context of Run.
@@ -114,10 +117,10 @@ func (d *Daemon) run(ctx context.Context) error {
 	if err := d.pipeline.takeOver(); err != nil {
 		return err
 	}
-	d.links = newLinks(d.state, d.pipeline, d.config, d.log)
+	d.links = newLinks(d.state, d.pipeline, d.config, d.options.Reconcile, d.log)
 
 	// What waits in the ring is read at once, and is to have names.
-	if devices, err := listDevices(); err == nil {
+	if devices, err := listDevices(false); err == nil {
 		d.links.learnNames(devices)
 	}
 

@@ -128,7 +128,7 @@ type state struct {
 
 // get asks on the control socket.
 func (p *process) get(method, path string) (*http.Response, error) {
-	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", p.socket)
 	}}}
 	request, err := http.NewRequest(method, "http://flatd"+path, nil)

@@ -2,13 +2,16 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/flatd/flatd/bpf"
@@ -34,22 +37,34 @@ type links struct {
 	first bool           // the first reconciliation, which attaches much
 
 	noRoute bool // "auto" finds nothing
+
+	every   time.Duration
+	putBack map[int]time.Time                // when programs were, by interface
+	ahead   atomic.Pointer[map[int][]string] // what others have ahead of ours, by interface
 }
 
 const (
 	reconcileEvery = 30 * time.Second
-	// Interfaces come and go in flocks; their messages are dealt with together.
-	settleTime = 50 * time.Millisecond
-	namesMax   = 4096
+	// Interfaces come and go in flocks; their changes are dealt with together.
+	settleTime    = 50 * time.Millisecond
+	settleTimeMax = 500 * time.Millisecond
+	namesMax      = 4096
 )
 
-func newLinks(state *bpf.State, p *pipeline, c Config, log *slog.Logger) *links {
+// newLinks takes how often to reconcile when nothing has changed, 0 for the
+// default.
+func newLinks(state *bpf.State, p *pipeline, c Config, every time.Duration, log *slog.Logger) *links {
+	if every == 0 {
+		every = reconcileEvery
+	}
 	l := &links{
-		state: state, pipeline: p, log: log, first: true,
-		changed: make(chan chan struct{}), ready: make(chan struct{}), names: make(map[int]string),
+		state: state, pipeline: p, log: log, first: true, every: every,
+		changed: make(chan chan struct{}), ready: make(chan struct{}),
+		names: make(map[int]string), putBack: make(map[int]time.Time),
 	}
 	l.config.Store(&c)
 	l.failing.Store(&map[string]string{})
+	l.ahead.Store(&map[int][]string{})
 	return l
 }
 
@@ -69,93 +84,70 @@ func (l *links) configure(ctx context.Context, c Config) {
 	}
 }
 
+// run reconciles at first, whenever the kernel reports a change, and from time
+// to time, until ctx ends. The subscription comes first, so that nothing is
+// missed in between.
 func (l *links) run(ctx context.Context) error {
-	for ctx.Err() == nil {
-		if err := l.watch(ctx); err != nil {
-			return err
-		}
+	kernel, err := subscribe()
+	if err != nil {
+		return err
 	}
-	return nil
+	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.Go(func() error { return kernel.run(ctx) })
+	tasks.Go(func() error { l.watch(ctx, kernel.C); return nil })
+	return tasks.Wait()
 }
 
-// watch reconciles at first and whenever the kernel reports a change, until
-// ctx ends or a subscription breaks, as it does when messages were lost.
-func (l *links) watch(ctx context.Context) error {
-	done := make(chan struct{})
-	defer close(done)
-	linkUpdates := make(chan netlink.LinkUpdate, 64)
-	routeUpdates := make(chan netlink.RouteUpdate, 64)
-	overrun := func(err error) {
-		l.log.Debug("interface messages lost, reading all anew", "error", err)
-	}
-	if err := netlink.LinkSubscribeWithOptions(linkUpdates, done, netlink.LinkSubscribeOptions{ErrorCallback: overrun}); err != nil {
-		return fmt.Errorf("subscribe to interfaces: %w", err)
-	}
-	if err := netlink.RouteSubscribeWithOptions(routeUpdates, done, netlink.RouteSubscribeOptions{ErrorCallback: overrun}); err != nil {
-		return fmt.Errorf("subscribe to routes: %w", err)
-	}
-	// The subscriptions block on a full channel until they see done.
-	defer func() { go drain(linkUpdates); go drain(routeUpdates) }()
-
-	tick := time.NewTicker(reconcileEvery)
+func (l *links) watch(ctx context.Context, changes <-chan struct{}) {
+	tick := time.NewTicker(l.every)
 	defer tick.Stop()
 	var asked chan struct{} // whoever waits for the next reconciliation
+	thorough := true
 	for {
-		if err := l.reconcile(); err != nil {
+		began := time.Now()
+		if err := l.reconcile(thorough); err != nil {
 			l.log.Warn("interfaces could not be listed, trying again", "error", err)
 		}
+		took := time.Since(began)
 		if asked != nil {
 			close(asked)
 			asked = nil
 		}
 		select {
 		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		case asked = <-l.changed:
-		case _, ok := <-linkUpdates:
-			if !ok {
-				return nil
-			}
-			settle(linkUpdates)
-		case _, ok := <-routeUpdates:
-			if !ok {
-				return nil
-			}
-			settle(routeUpdates)
-		}
-	}
-}
-
-// settle takes the updates that follow one another closely. A closed channel
-// is left for the caller to find.
-func settle[T any](updates <-chan T) {
-	timer := time.NewTimer(settleTime)
-	defer timer.Stop()
-	for {
-		select {
-		case _, ok := <-updates:
-			if !ok {
-				return
-			}
-		case <-timer.C:
 			return
+		case <-tick.C:
+			thorough = true
+		case asked = <-l.changed:
+			thorough = true
+		case <-changes:
+			thorough = false
+			settle(ctx, took)
 		}
 	}
 }
 
-func drain[T any](updates <-chan T) {
-	for range updates {
+// settle waits for the changes that follow one another closely, and longer if
+// the last reconciliation took long: at least half of the time is for others.
+func settle(ctx context.Context, took time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(min(max(settleTime, took), settleTimeMax)):
 	}
 }
 
 // reconcile attaches what is wanted, puts back what somebody removed, and
-// detaches what is wanted no longer.
-func (l *links) reconcile() error {
+// detaches what is wanted no longer. Unless it is thorough, it leaves alone where
+// it has put something back a short time ago: two that put themselves back would
+// keep each other busy.
+func (l *links) reconcile(thorough bool) error {
 	config := l.config.Load()
-	devices, err := listDevices()
+	devices, err := listDevices(slices.Contains(config.Interfaces, "auto"))
 	if err != nil {
 		return err
+	}
+	if thorough {
+		clear(l.putBack)
 	}
 	l.learnNames(devices)
 	l.state.SetMode(bpf.Mode(config.Attach))
@@ -167,6 +159,7 @@ func (l *links) reconcile() error {
 		l.fail(failing, name, "there is no such interface yet")
 	}
 	l.failing.Store(&failing)
+	l.lookAhead()
 	l.tellWish(config, devices, wanted)
 	l.beat.Store(time.Now().Unix())
 	if l.first {
@@ -222,31 +215,73 @@ func (l *links) detachOthers(wanted []device) {
 }
 
 func (l *links) attach(wanted []device, failing map[string]string) {
-	before := make(map[int]bpf.Mode)
+	before := make(map[int]bpf.Attachment)
 	for _, a := range l.state.Attachments() {
-		before[a.Index] = a.Mode
+		before[a.Index] = a
 	}
 	for _, d := range wanted {
 		if d.Unsupported != "" {
 			l.fail(failing, d.Name, "its link type "+d.Unsupported+" is not supported")
 			continue
 		}
+		if time.Since(l.putBack[d.Index]) < l.every {
+			continue
+		}
 		changed, err := l.state.Attach(d.Interface)
+		if errors.Is(err, unix.ENODEV) {
+			continue // gone since it was listed, of which there will be news
+		}
 		if err != nil {
 			l.fail(failing, d.Name, err.Error())
 			continue
 		}
-		switch iface := (flows.Interface{Index: d.Index, Name: d.Name}); {
-		case before[d.Index] == "":
-			l.log.Info("measuring", "interface", d.Name, "index", d.Index, "adopted", !changed)
-			l.pipeline.status(flows.ActionAttach, iface, "measuring "+d.Name)
-		case changed && l.state.Mode(d.Index) != before[d.Index]:
-			l.log.Info("attached the other way", "interface", d.Name, "attach", l.state.Mode(d.Index))
-		case changed:
-			l.log.Warn("the programs had been removed by somebody else, put them back", "interface", d.Name)
-			l.pipeline.status(flows.ActionAttach, iface, "measuring "+d.Name+" again: somebody had removed the programs")
+		l.tellAttached(d, before[d.Index], changed)
+	}
+}
+
+// tellAttached says what is new about an interface that is attached.
+func (l *links) tellAttached(d device, before bpf.Attachment, changed bool) {
+	iface := flows.Interface{Index: d.Index, Name: d.Name}
+	renamed := before.Name != d.Name
+	switch {
+	case before.Mode == "", changed && renamed: // the latter is another one of the same index
+		l.log.Info("measuring", "interface", d.Name, "index", d.Index, "adopted", !changed)
+		l.pipeline.status(flows.ActionAttach, iface, "measuring "+d.Name)
+	case changed && l.state.Mode(d.Index) != before.Mode:
+		l.log.Info("attached the other way", "interface", d.Name, "attach", l.state.Mode(d.Index))
+	case changed:
+		l.putBack[d.Index] = time.Now()
+		l.log.Warn("the programs had been removed by somebody else, put them back", "interface", d.Name)
+		l.pipeline.status(flows.ActionAttach, iface, "measuring "+d.Name+" again: somebody had removed the programs")
+	case renamed:
+		l.log.Info("interface renamed", "interface", d.Name, "index", d.Index, "before", before.Name)
+	}
+}
+
+// lookAhead says once what others have attached ahead of ours, and again when
+// that is something else.
+func (l *links) lookAhead() {
+	before, now := *l.ahead.Load(), make(map[int][]string)
+	for _, a := range l.state.Attachments() {
+		ahead, err := l.state.Ahead(a.Index)
+		if err != nil { // gone or removed since it was attached, of which there will be news
+			l.log.Debug("programs ahead unknown", "interface", a.Name, "error", err)
+			continue
+		}
+		if len(ahead) > 0 {
+			now[a.Index] = ahead
+		}
+		switch iface := (flows.Interface{Index: a.Index, Name: a.Name}); {
+		case slices.Equal(ahead, before[a.Index]):
+		case len(ahead) == 0:
+			l.log.Info("nothing is ahead of flatd's programs any more", "interface", a.Name)
+		default:
+			list := strings.Join(ahead, "; ")
+			l.log.Warn("others see the packets before flatd does, which misses those they swallow", "interface", a.Name, "ahead", list)
+			l.pipeline.status(flows.ActionPreceded, iface, "on "+a.Name+" others see the packets before flatd does, which misses those they swallow: "+list)
 		}
 	}
+	l.ahead.Store(&now)
 }
 
 // fail notes why an interface is not measured, and says so when it is news.
@@ -271,14 +306,18 @@ func (l *links) tellWish(config *Config, devices, wanted []device) {
 	l.bare = bare
 }
 
-func listDevices() ([]device, error) {
-	all, err := netlink.LinkList()
+// listDevices finds out about the interfaces there are; which of them hold a
+// default route only if asked to, since a router's table is long.
+func listDevices(routes bool) ([]device, error) {
+	all, err := consistent(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
-	defaults, err := defaultInterfaces()
-	if err != nil {
-		return nil, err
+	var defaults map[int]bool
+	if routes {
+		if defaults, err = defaultInterfaces(); err != nil {
+			return nil, err
+		}
 	}
 	kinds := make(map[int]string, len(all))
 	for _, l := range all {
@@ -299,6 +338,18 @@ func listDevices() ([]device, error) {
 	return devices, nil
 }
 
+// consistent reads a list again that has changed while it was read, which may
+// lack what was there all the time. Under changes without end it gives up.
+func consistent[T any](list func() ([]T, error)) (all []T, err error) {
+	const tries = 10
+	for range tries {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
+}
+
 // linkLayer tells from the ARPHRD type, as netlink names it, what packets begin
 // with.
 func linkLayer(encap string) (l3 bool, unsupported string) {
@@ -317,7 +368,9 @@ func linkLayer(encap string) (l3 bool, unsupported string) {
 func defaultInterfaces() (map[int]bool, error) {
 	indexes := make(map[int]bool)
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+		routes, err := consistent(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+		})
 		if err != nil {
 			return nil, fmt.Errorf("list routes: %w", err)
 		}

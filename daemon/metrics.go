@@ -3,6 +3,7 @@ package daemon
 import (
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -59,8 +60,8 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 		return
 	}
 	gauge(buildMetric, 1, status.Version)
-	for _, i := range status.Interfaces {
-		gauge(interfaceMetric, truth(i.Error == ""), i.Name)
+	for name, up := range interfacesUp(status.Interfaces) {
+		gauge(interfaceMetric, truth(up), name)
 	}
 	for name, v := range status.Counters {
 		count(counterMetric, v, name)
@@ -78,6 +79,22 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	}
 	c.collectHistograms(to)
 }
+
+// interfacesUp says of each name whether it is measured as it should be. One
+// that is measured in an older way, because the wanted one fails, is there twice.
+func interfacesUp(all []InterfaceStatus) map[string]bool {
+	up := make(map[string]bool, len(all))
+	for _, i := range all {
+		name := interfaceLabel(i.Name)
+		known, ok := up[name]
+		up[name] = i.Error == "" && (known || !ok)
+	}
+	return up
+}
+
+// interfaceLabel is a name as Prometheus takes it. The kernel lets interfaces
+// have names of nearly any bytes, labels are UTF-8.
+func interfaceLabel(name string) string { return strings.ToValidUTF8(name, "\uFFFD") }
 
 func (c *collector) collectHistograms(to chan<- prometheus.Metric) {
 	histograms, err := c.d.state.Histograms()
@@ -115,7 +132,7 @@ func labelsOf(h *bpf.Histogram, names map[int]string) histogramLabels {
 		family: "ipv4", result: "answered", // a DNS answer, whatever its response code
 	}
 	if name, ok := names[h.Ifindex]; ok {
-		l.iface = name
+		l.iface = interfaceLabel(name)
 	}
 	if h.IPv6 {
 		l.family = "ipv6"

@@ -48,6 +48,8 @@ type pipeline struct {
 
 	custody custody // for the goroutine of run alone
 	losing  uint64  // how many lost events are being told
+	// What is lost before that is told together.
+	tellLossAgain time.Time
 
 	older *takeover // nil but for the time after an upgrade to another layout; changed under mu
 
@@ -68,6 +70,8 @@ type pipeline struct {
 
 const (
 	sweepEvery = time.Second
+	// A ring that stays full is told so often, not at each sweep.
+	lossPause = 10 * time.Second
 	// While records wait for their outputs the kernel does not wake the
 	// reader (see bpf.Reader), which then looks by itself this often.
 	pollEvery = 10 * time.Millisecond
@@ -289,9 +293,10 @@ func (p *pipeline) timeout(t bpf.Timeout) {
 // was there to read it.
 func (p *pipeline) tellLoss() error {
 	untold, err := p.state.UntoldLoss()
-	if err != nil || untold == p.losing {
+	if err != nil || untold == p.losing || time.Now().Before(p.tellLossAgain) {
 		return err
 	}
+	p.tellLossAgain = time.Now().Add(lossPause)
 	lost := untold - p.losing
 	p.losing = untold
 	p.log.Warn("the event ring was full; these exchanges are counted but not reported", "lost", lost)

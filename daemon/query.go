@@ -28,6 +28,9 @@ type query struct {
 	slower                time.Duration
 }
 
+// wordsMax bounds each list: every event is compared with it.
+const wordsMax = 64
+
 // parseQuery reads the parameters: limit, follow, format, color, kind, side, result, peer,
 // port, interface, unit, slower. Those of which there may be several are repeated or
 // separated by commas.
@@ -36,6 +39,9 @@ func parseQuery(values url.Values) (query, error) {
 	for name, texts := range values {
 		var err error
 		words := strings.Split(strings.Join(texts, ","), ",")
+		if len(words) > wordsMax {
+			return q, fmt.Errorf("parameter %q has %d values: at most %d are allowed", name, len(words), wordsMax)
+		}
 		switch name {
 		case "limit":
 			q.limit, err = strconv.Atoi(texts[0])

@@ -101,17 +101,6 @@ func TestQueryRefusesWithReason(t *testing.T) {
 	}
 }
 
-func FuzzQuery(f *testing.F) {
-	f.Add("kind=tcp&peer=10.0.0.0/8&port=1&slower=1s&limit=3")
-	f.Fuzz(func(_ *testing.T, text string) {
-		if values, err := url.ParseQuery(text); err == nil {
-			if q, err := parseQuery(values); err == nil {
-				q.match(&flows.Event{})
-			}
-		}
-	})
-}
-
 func TestRecent(t *testing.T) {
 	r := newRecent()
 	all := func(*flows.Event) bool { return true }

@@ -16,6 +16,8 @@ import (
 
 	"github.com/coreos/go-systemd/v22/activation"
 	sd "github.com/coreos/go-systemd/v22/daemon"
+
+	"github.com/flatd/flatd/bpf"
 )
 
 // The names of inherited sockets: FileDescriptorName= in flatd.socket and
@@ -135,7 +137,11 @@ func (s *service) report(ctx context.Context, d *Daemon) error {
 	}
 	tick := time.NewTicker(pause)
 	defer tick.Stop()
-	told := make(map[string]uint64)
+	told, notFollowed := make(map[string]*drops), new(drops)
+	counters, err := d.state.Counters()
+	if err != nil {
+		return err
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -143,6 +149,7 @@ func (s *service) report(ctx context.Context, d *Daemon) error {
 		case <-tick.C:
 		}
 		d.tellDrops(told)
+		d.tellNotFollowed(notFollowed, counters[bpf.PendingFull])
 		message := "STATUS=" + d.statusLine()
 		if stuck := d.stuck(); stuck == "" {
 			message += "\n" + sd.SdNotifyWatchdog

@@ -3,9 +3,11 @@ package daemon
 import (
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/journal"
 
+	"github.com/flatd/flatd/bpf"
 	"github.com/flatd/flatd/outputs"
 )
 
@@ -90,15 +92,72 @@ func (d *Daemon) outputChanged(name string, err error) {
 	d.log.Info("output works", "output", name)
 }
 
-// tellDrops says what outputs have dropped since the last time, by name in
-// told: once for many.
-func (d *Daemon) tellDrops(told map[string]uint64) {
-	for _, s := range d.fanout.Stats() {
-		lost := s.Dropped + s.Failed
-		if n := lost - told[s.Name]; n > 0 {
-			d.log.Warn("output lost events", "output", s.Name, "lost", n, "dropped", s.Dropped, "failed", s.Failed)
-			d.pipeline.emit(d.pipeline.lossEvent(n, fmt.Sprintf("output %s lost %d events: its queue was full, or they were refused", s.Name, n)))
-		}
-		told[s.Name] = lost
+// drops is what has been told of an output's lost events.
+type drops struct {
+	told  uint64        // how many
+	again time.Time     // no more before that
+	pause time.Duration // until then
+	own   uint64        // events that told of it; a full queue drops one for each
+}
+
+// While an output goes on losing events that is told less and less often.
+const (
+	dropsPauseMin = 10 * time.Second
+	dropsPauseMax = time.Hour
+)
+
+// due returns how many of lost are news, and whether it is time to tell.
+func (d *drops) due(now time.Time, lost uint64) (n uint64, ok bool) {
+	n = lost - d.told
+	if now.Before(d.again) {
+		return n, false
 	}
+	if n <= d.own {
+		d.pause = 0 // it was quiet
+		return n, false
+	}
+	d.pause = min(max(2*d.pause, dropsPauseMin), dropsPauseMax)
+	d.told, d.again, d.own = lost, now.Add(d.pause), 1
+	return n, true
+}
+
+// tellDrops says what outputs have lost since the last time, by name in told:
+// once for many.
+func (d *Daemon) tellDrops(told map[string]*drops) {
+	now := time.Now()
+	for _, s := range d.fanout.Stats() {
+		if told[s.Name] == nil {
+			told[s.Name] = new(drops)
+		}
+		n, ok := told[s.Name].due(now, s.Dropped+s.Failed)
+		if !ok {
+			continue
+		}
+		why := "its queue was full"
+		if s.Failed > 0 {
+			why = fmt.Sprintf("%s, or they were refused: %s", why, s.LastError)
+		}
+		d.log.Warn("output lost events", "output", s.Name, "lost", n, "dropped", s.Dropped, "failed", s.Failed, "error", s.LastError)
+		d.pipeline.emit(d.pipeline.lossEvent(n, fmt.Sprintf("output %s lost %d events: %s", s.Name, n, why)))
+		for name, other := range told {
+			if name != s.Name {
+				other.own++
+			}
+		}
+	}
+}
+
+// tellNotFollowed says how many requests found no room since this daemon began,
+// when there were so many before.
+func (d *Daemon) tellNotFollowed(told *drops, before uint64) {
+	counters, err := d.state.Counters()
+	if err != nil {
+		return // who asks for the status is told
+	}
+	n, ok := told.due(time.Now(), counters[bpf.PendingFull]-before)
+	if told.own = 0; !ok {
+		return
+	}
+	d.log.Warn("the table of open requests was full; these requests are counted but not followed", "requests", n)
+	d.pipeline.emit(d.pipeline.lossEvent(n, fmt.Sprintf("%d requests not followed: the table of open requests in the kernel was full", n)))
 }

@@ -269,7 +269,6 @@ func TestNothingIsLostOrDoubledByARestart(t *testing.T) {
 // otherPrograms are the edits of a release whose programs are others, on the
 // same maps.
 var otherPrograms = []testbed.Edit{
-	{File: "bpf/state.go", Old: "\t\"github.com/cilium/ebpf\"\n", New: "\t\"github.com/cilium/ebpf\"\n\t\"github.com/cilium/ebpf/asm\"\n"},
 	{File: "bpf/state.go", Old: "variables.Name, variables.Pinning = awaitingPin, ebpf.PinByName\n",
 		New: `variables.Name, variables.Pinning = awaitingPin, ebpf.PinByName
 	for _, p := range spec.Programs {

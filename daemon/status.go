@@ -38,6 +38,9 @@ type InterfaceStatus struct {
 	Index int      `json:"index,omitempty"`
 	Mode  bpf.Mode `json:"attach,omitempty"` // tcx or clsact
 	L3    bool     `json:"l3,omitempty"`     // no link header
+	// Ahead are the programs of others that see its packets before flatd does,
+	// and can swallow them.
+	Ahead []string `json:"ahead,omitempty"`
 	Error string   `json:"error,omitempty"`
 }
 
@@ -141,8 +144,9 @@ func outputStatus(o outputs.Stats) OutputStatus {
 // interfaces lists those that are measured, then those that are not but should.
 func (d *Daemon) interfaces() []InterfaceStatus {
 	all := []InterfaceStatus{}
+	ahead := *d.links.ahead.Load()
 	for _, a := range d.state.Attachments() {
-		all = append(all, InterfaceStatus{Name: a.Name, Index: a.Index, Mode: a.Mode, L3: a.L3})
+		all = append(all, InterfaceStatus{Name: a.Name, Index: a.Index, Mode: a.Mode, L3: a.L3, Ahead: ahead[a.Index]})
 	}
 	failing := *d.links.failing.Load()
 	names := make([]string, 0, len(failing))

@@ -45,7 +45,7 @@ func doctorCommand(c *client) *cobra.Command {
 				examineNATS(loaded),
 				examineDaemon(c),
 			}
-			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
+			w := tabwriter.NewWriter(plain{cmd.OutOrStdout()}, 0, 8, 2, ' ', 0)
 			bad := 0
 			for _, f := range findings {
 				mark := "ok"
@@ -196,9 +196,13 @@ func examineDaemon(c *client) finding {
 		return f
 	}
 	f.verdict = s.Summary
-	if len(s.Problems) > 0 {
-		f.remedy = strings.Join(s.Problems, "\n\t\t-> ")
-		f.bad = !s.Measuring
+	remedies := s.Problems
+	for _, i := range s.Interfaces {
+		for _, other := range i.Ahead {
+			remedies = append(remedies, fmt.Sprintf("on %s another sees the packets first, %s: if it swallows any, attach it behind flatd's", i.Name, other))
+		}
 	}
+	f.remedy = strings.Join(remedies, "\n\t\t-> ")
+	f.bad = len(s.Problems) > 0 && !s.Measuring
 	return f
 }

@@ -15,7 +15,7 @@ import (
 // eventFilters are the flags that /v1/events knows as parameters.
 var eventFilters = []struct{ name, usage string }{
 	{"kind", "only this `kind`: tcp, dns, udp, icmp, status, summary"},
-	{"side", "only where this host asked (client) or was asked (server)"},
+	{"side", "only of this `side`: where this host asked (client) or was asked (server)"},
 	{"result", "only this `result`: established, refused, timeout, answered, nxdomain …"},
 	{"peer", "only with this `address` or prefix at either end"},
 	{"port", "only with this `port` at either end"},
@@ -63,8 +63,8 @@ A filter may be given several times, or with commas; one value must match.`,
 	}
 	flags := cmd.Flags()
 	flags.BoolVarP(&follow, "follow", "f", false, "go on with new events until interrupted")
-	flags.IntVarP(&limit, "limit", "n", 100, "how many recent events to show at first")
-	flags.StringVarP(&format, "output", "o", "text", "`format`: text or json")
+	flags.IntVarP(&limit, "limit", "n", 100, "the `number` of recent events to show at first")
+	flags.StringVarP(&format, "output", "o", "text", "`format` of each event: text or json")
 	flags.StringVar(&slower, "slower", "", "only what took at least this `duration`, such as 100ms")
 	for _, f := range eventFilters {
 		flags.StringSlice(f.name, nil, f.usage)

@@ -57,7 +57,7 @@ func command() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.SuggestionsMinimumDistance = 2
-	root.PersistentFlags().StringVar(&socket, "socket", daemon.Defaults().Socket, "flatd's control socket")
+	root.PersistentFlags().StringVar(&socket, "socket", daemon.Defaults().Socket, "`path` of flatd's control socket")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w; %w", err, errUsage) })
 	c := &client{socket: &socket}
 	root.AddCommand(
@@ -76,6 +76,7 @@ func command() *cobra.Command {
 			sub.Args = noArguments
 		}
 	}
+	completeAll(root)
 	return root
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"sort"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -49,7 +50,7 @@ func printJSON(w io.Writer, v any) error {
 }
 
 func printStatus(to io.Writer, s *daemon.Status, counters bool) {
-	w := tabwriter.NewWriter(to, 0, 8, 2, ' ', 0)
+	w := tabwriter.NewWriter(plain{to}, 0, 8, 2, ' ', 0)
 	defer w.Flush()
 	state := "measuring"
 	if !s.Measuring {
@@ -64,6 +65,9 @@ func printStatus(to io.Writer, s *daemon.Status, counters bool) {
 	for _, i := range s.Interfaces {
 		if i.Error == "" {
 			fmt.Fprintf(w, "  interface:\t%s (index %d) by %s\n", i.Name, i.Index, i.Mode)
+		}
+		for _, other := range i.Ahead {
+			fmt.Fprintf(w, "  WARNING:\ton %s another sees the packets first, %s\n", i.Name, other)
 		}
 	}
 	for _, o := range s.Outputs {
@@ -107,18 +111,22 @@ func interfacesCommand(c *client) *cobra.Command {
 			if err := c.get("/v1/interfaces", &all); err != nil {
 				return err
 			}
-			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
+			w := tabwriter.NewWriter(plain{cmd.OutOrStdout()}, 0, 8, 2, ' ', 0)
 			defer w.Flush()
 			fmt.Fprintln(w, "NAME\tINDEX\tATTACHED\tNOTE")
 			for _, i := range all {
-				switch {
-				case i.Error != "":
+				if i.Error != "" {
 					fmt.Fprintf(w, "%s\t-\tno\t%s\n", i.Name, i.Error)
-				case i.L3:
-					fmt.Fprintf(w, "%s\t%d\t%s\tno link header\n", i.Name, i.Index, i.Mode)
-				default:
-					fmt.Fprintf(w, "%s\t%d\t%s\t\n", i.Name, i.Index, i.Mode)
+					continue
 				}
+				var notes []string
+				if i.L3 {
+					notes = append(notes, "no link header")
+				}
+				for _, other := range i.Ahead {
+					notes = append(notes, "ahead on "+other)
+				}
+				fmt.Fprintf(w, "%s\t%d\t%s\t%s\n", i.Name, i.Index, i.Mode, strings.Join(notes, "; "))
 			}
 			return nil
 		},

@@ -36,6 +36,6 @@ summaries are in the journal: journalctl EVENT_DATASET=flatd.summary`,
 			return err
 		},
 	}
-	cmd.Flags().StringVarP(&format, "output", "o", "text", "`format`: text or json")
+	cmd.Flags().StringVarP(&format, "output", "o", "text", "`format` of the summary: text or json")
 	return cmd
 }
