@@ -142,7 +142,9 @@ func samples() []sample {
 	return []sample{
 		{"tcp", tcpSample()},
 		{"tcp unreachable", unreachableSample()},
-		{"tcp of a known process", with(tcpSample(), func(e *Event) { e.Process = processOf(4321, []byte("cu\x1brl\n\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")) })},
+		{"tcp of a known process", with(tcpSample(), func(e *Event) {
+			e.Process = processOf(4321, []byte("cu\x1brl\n\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"))
+		})},
 		{"tcp completed from outside", completedSample()},
 		{"tcp refused, slow, replayed", with(tcpSample(), func(e *Event) {
 			e.Result, e.Slow, e.Replayed, e.VLAN = ResultRefused, true, true, 0
