@@ -30,9 +30,10 @@ static __always_inline __u32 slot_hash(__u32 remote, __be16 remote_port, __be16 
 	return (remote ^ ((__u32)remote_port << 16 | local_port)) * 0x9e3779b1;
 }
 
+/* Both slots of a connection are in one cache line. */
 static __always_inline __u32 slot_of(__u32 hash, int choice)
 {
-	return (choice ? hash >> 16 : hash * 0x85ebca6b >> 16) & (AWAITING_SLOTS - 1);
+	return ((hash >> 16) ^ choice) & (AWAITING_SLOTS - 1);
 }
 
 /* is_awaited is what each ACK from outside pays. */
