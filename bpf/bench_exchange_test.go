@@ -1,7 +1,6 @@
 package bpf
 
 import (
-	"io"
 	"net/netip"
 	"testing"
 	"time"
@@ -109,7 +108,7 @@ func keepStatistics(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { _ = statistics.(io.Closer).Close() })
+	b.Cleanup(func() { _ = statistics.Close() })
 }
 
 // cost is what the program takes for one of the frames, in ps.

@@ -131,7 +131,7 @@ func TestReferenceStatesRanges(t *testing.T) {
 
 // The configurations that come with the source are valid.
 func TestShippedFiles(t *testing.T) {
-	files, err := filepath.Glob("../packaging/*.toml")
+	files, err := filepath.Glob("../packaging/[df]*.toml") // not rpmlint's
 	if err != nil || len(files) == 0 {
 		t.Fatalf("found %q, %v", files, err)
 	}

@@ -117,6 +117,10 @@ func (d *Daemon) run(ctx context.Context) error {
 	if err := d.pipeline.takeOver(); err != nil {
 		return err
 	}
+	// Before anybody hears that flatd is ready, the programs are awake.
+	if err := d.pipeline.renewLease(d.config.KeepFor); err != nil {
+		return err
+	}
 	d.links = newLinks(d.state, d.pipeline, d.config, d.options.Reconcile, d.log)
 
 	// What waits in the ring is read at once, and is to have names.

@@ -205,13 +205,18 @@ func (l *links) detachOthers(wanted []device) {
 		if isWanted(index) {
 			continue
 		}
-		if err := l.state.Detach(index); err != nil {
-			l.log.Warn("interface not detached", "interface", l.names[index], "error", err)
-			continue
-		}
-		l.log.Info("detached", "interface", l.names[index], "index", index)
-		l.pipeline.status(flows.ActionDetach, flows.Interface{Index: index, Name: l.names[index]}, "no longer measuring "+l.names[index])
+		l.detach(index)
 	}
+}
+
+func (l *links) detach(index int) {
+	name := l.names[index]
+	if err := l.state.Detach(index); err != nil {
+		l.log.Warn("interface not detached", "interface", name, "error", err)
+		return
+	}
+	l.log.Info("detached", "interface", name, "index", index)
+	l.pipeline.status(flows.ActionDetach, flows.Interface{Index: index, Name: name}, "no longer measuring "+name)
 }
 
 func (l *links) attach(wanted []device, failing map[string]string) {
@@ -228,8 +233,11 @@ func (l *links) attach(wanted []device, failing map[string]string) {
 			continue
 		}
 		changed, err := l.state.Attach(d.Interface)
-		if errors.Is(err, unix.ENODEV) {
-			continue // gone since it was listed, of which there will be news
+		if errors.Is(err, unix.ENODEV) { // gone since it was listed
+			if before[d.Index].Mode != "" {
+				l.detach(d.Index) // now: the attempt to attach it may have forgotten it
+			}
+			continue
 		}
 		if err != nil {
 			l.fail(failing, d.Name, err.Error())

@@ -212,7 +212,9 @@ func TestAHundredThousandFlows(t *testing.T) {
 	p := s.start(t)
 	const flows, room = 100_000, 1 << 16
 	(&traffic{t: t, client: client, server: server}).answered(0, flows)
-	p.awaitStatus("the flows", func(s state) bool { return s.Books.Read == room && of(s, "stdout").Queued == 0 })
+	p.awaitStatus("the flows", func(s state) bool {
+		return s.Books.Read == room && of(s, "stdout").Queued == 0 && of(s, "nats").Down
+	})
 	b := p.status()
 	// The answer to a request that is not followed looks like a request itself.
 	if n := b.Books.PendingFull; n != flows-room || b.Books.Requests != flows+n || b.Books.Finished != room || b.Books.RingFull != 0 {
