@@ -42,16 +42,21 @@ echo "captures: fetching the sources of ${missing[*]}"
 apt-get "${options[@]}" update
 
 for source in "${missing[@]}"; do
-	mkdir -p "$work/$source/unpacked" "$folder"
-	# It is enough to have the original archive, whatever else a mirror lacks.
-	(cd "$work/$source" && apt-get "${options[@]}" --download-only source "$source") 2>"$work/said" || true
-	tar -xf "$work/$source/"*.orig.tar.* -C "$work/$source/unpacked" --wildcards '*.pcap' '*.pcapng' '*.cap' 2>>"$work/said" || true
-	find "$work/$source/unpacked" -type f | grep -q . || {
-		echo "captures: none in the sources of $source: $(cat "$work/said")" >&2
+	mkdir -p "$work/$source" "$folder"
+	# The original archive alone, by apt's own means: the rest is not of use, and
+	# a mirror that lacks it would end the whole.
+	read -r uri archive _ hash < <(apt-get "${options[@]}" --print-uris source "$source" | grep -F .orig.tar.) || {
+		echo "captures: apt knows no sources of $source" >&2
+		exit 1
+	}
+	/usr/lib/apt/apt-helper "${options[@]}" -o Acquire::Retries=3 download-file "${uri//\'/}" "$work/$archive" "$hash"
+	tar -xf "$work/$archive" -C "$work/$source" --wildcards '*.pcap' '*.pcapng' '*.cap' 2>/dev/null || true
+	find "$work/$source" -type f | grep -q . || {
+		echo "captures: none in the sources of $source" >&2
 		exit 1
 	}
 	# Whole or not at all.
 	rm -rf "$folder/.$source"
-	mv "$work/$source/unpacked" "$folder/.$source"
+	mv "$work/$source" "$folder/.$source"
 	mv "$folder/.$source" "$folder/$source"
 done
