@@ -164,18 +164,17 @@ func (d *Daemon) renewLease(ctx context.Context) error {
 		}
 	}
 	for {
-		keep := d.current().KeepFor
 		pause := time.Minute
-		if keep > 0 {
+		if keep := d.current().KeepFor; keep > 0 {
 			pause = min(pause, keep/4)
-		}
-		if err := d.pipeline.renewLease(keep); err != nil {
-			return err
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(pause):
+		}
+		if err := d.pipeline.renewLease(d.current().KeepFor); err != nil {
+			return err
 		}
 	}
 }

@@ -278,15 +278,24 @@ func (p *pipeline) timeout(t bpf.Timeout) {
 		return
 	}
 	p.timedOut.Add(1)
+	item := p.decodeTimeout(t)
+	if item == nil {
+		return
+	}
+	item.Position = p.custody.take(charge{timeout: t.Number})
+	p.publish(item)
+}
+
+// decodeTimeout returns the event of a timeout, or counts an error and returns nil.
+func (p *pipeline) decodeTimeout(t bpf.Timeout) *outputs.Item {
 	item := p.pool.Get()
 	if err := flows.DecodePending(t.Key, t.Pending, time.Duration(t.LimitNs), flows.Side(t.Side), &item.Event); err != nil {
 		p.decodeErrors.Add(1)
 		item.Release()
-		return
+		return nil
 	}
 	item.Event.DNS.SetQuestion(t.Question)
-	item.Position = p.custody.take(charge{timeout: t.Number})
-	p.publish(item)
+	return item
 }
 
 // tellLoss reports once what the ring had no room for, also while no daemon

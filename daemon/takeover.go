@@ -8,6 +8,7 @@ import (
 
 	"github.com/flatd/flatd/bpf"
 	"github.com/flatd/flatd/flows"
+	"github.com/flatd/flatd/outputs"
 )
 
 // takeover is the time in which programs of an older layout are still at work.
@@ -78,14 +79,26 @@ func (p *pipeline) readOlder() {
 			return
 		}
 		item := p.pool.Get()
-		if err := flows.Decode(record, &item.Event); err != nil || !p.older.olders(item.Event.End-uint64(item.Event.Duration)) {
+		if err := flows.Decode(record, &item.Event); err != nil {
+			p.takenOver.Add(1)
+			p.decodeErrors.Add(1)
 			item.Release()
 			continue
 		}
-		p.takenOver.Add(1)
-		item.Position = p.custody.take(charge{older: true})
-		p.publish(item)
+		p.publishOlder(item, item.Event.End-uint64(item.Event.Duration))
 	}
+}
+
+// publishOlder hands on what is the older programs' to report: a request that
+// was sent at that time.
+func (p *pipeline) publishOlder(item *outputs.Item, sent uint64) {
+	if !p.older.olders(sent) {
+		item.Release()
+		return
+	}
+	p.takenOver.Add(1)
+	item.Position = p.custody.take(charge{older: true})
+	p.publish(item)
 }
 
 // sweepOlder reports the older programs' timeouts.
@@ -100,16 +113,12 @@ func (p *pipeline) sweepOlder(limit time.Duration) error {
 }
 
 func (p *pipeline) olderTimeout(t bpf.Timeout) {
-	item := p.pool.Get()
-	err := flows.DecodePending(t.Key, t.Pending, time.Duration(t.LimitNs), flows.Side(t.Side), &item.Event)
-	if err != nil || !p.older.olders(item.Event.End-t.LimitNs) {
-		item.Release()
+	item := p.decodeTimeout(t)
+	if item == nil {
+		p.takenOver.Add(1)
 		return
 	}
-	p.takenOver.Add(1)
-	item.Event.DNS.SetQuestion(t.Question)
-	item.Position = p.custody.take(charge{older: true})
-	p.publish(item)
+	p.publishOlder(item, item.Event.End-t.LimitNs)
 }
 
 // commitOlder lets the older state forget what every output has disposed of.
