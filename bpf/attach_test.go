@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 
 	"github.com/flatd/flatd/bpf/testbed"
@@ -307,52 +306,12 @@ func (v *veth) leftovers() (indexes []int) {
 	return indexes
 }
 
-// bystander is somebody else's program, which counts the packets it sees and
-// says "next" as ours do.
-type bystander struct {
-	*ebpf.Program
-	seen *ebpf.Map
-}
-
-func newBystander(t *testing.T) bystander {
-	t.Helper()
-	seen, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { seen.Close() })
-	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "bystander",
-		Type: ebpf.SchedCLS,
-		Instructions: asm.Instructions{
-			asm.LoadMapValue(asm.R1, seen.FD(), 0),
-			asm.Mov.Imm(asm.R2, 1),
-			asm.AddAtomic.Mem(asm.R1, asm.R2, asm.DWord, 0),
-			asm.Mov.Imm(asm.R0, -1),
-			asm.Return(),
-		},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { program.Close() })
-	return bystander{program, seen}
-}
-
-func (p bystander) packets(t *testing.T) (n uint64) {
-	t.Helper()
-	if err := p.seen.Lookup(uint32(0), &n); err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
-
 func TestOtherTCXProgramsKeepRunning(t *testing.T) {
 	needTCX(t)
 	v := newVeth(t, TCX)
 	device := v.device()
-	join := func(anchor link.Anchor) bystander {
-		p := newBystander(t)
+	join := func(anchor link.Anchor) *testbed.Bystander {
+		p := testbed.NewBystander(t)
 		var l link.Link
 		var err error
 		v.client.Do(func() {
@@ -372,7 +331,7 @@ func TestOtherTCXProgramsKeepRunning(t *testing.T) {
 	ahead := join(link.Head())
 
 	v.measures(device.Index)
-	before, after := ahead.packets(t), behind.packets(t)
+	before, after := ahead.Packets(), behind.Packets()
 	if before == 0 || after < before { // the one behind has been there for longer
 		t.Errorf("ahead of ours %d packets, behind %d", before, after)
 	}
@@ -387,7 +346,7 @@ func (v *veth) foreign(args ...string) {
 	v.t.Helper()
 	path := filepath.Join(v.path, "bystander")
 	if _, err := os.Stat(path); err != nil {
-		if err := newBystander(v.t).Pin(path); err != nil {
+		if err := testbed.NewBystander(v.t).Pin(path); err != nil {
 			v.t.Fatal(err)
 		}
 	}

@@ -8,7 +8,6 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -19,7 +18,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -103,14 +101,7 @@ func indexOf(t *testing.T, h *testbed.Host, name string) (index int) {
 
 func (p *process) interfaces() (all []InterfaceStatus) {
 	p.t.Helper()
-	response, err := p.get(http.MethodGet, "/v1/interfaces")
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	defer response.Body.Close()
-	if err := json.NewDecoder(response.Body).Decode(&all); err != nil {
-		p.t.Fatal(err)
-	}
+	p.ask("/v1/interfaces", &all)
 	return all
 }
 
@@ -428,37 +419,16 @@ func TestRemovedProgramsArePutBack(t *testing.T) {
 	}
 }
 
-// bystander is somebody else's program, which counts the packets that pass it.
+// bystander is somebody else's program, put where it can see packets.
 type bystander struct {
-	t       *testing.T
-	program *ebpf.Program
-	seen    *ebpf.Map
-	last    uint64
+	*testbed.Bystander
+	t    *testing.T
+	last uint64
 }
 
 func newBystander(t *testing.T) *bystander {
 	t.Helper()
-	seen, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { seen.Close() })
-	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "bystander",
-		Type: ebpf.SchedCLS,
-		Instructions: asm.Instructions{
-			asm.LoadMapValue(asm.R1, seen.FD(), 0),
-			asm.Mov.Imm(asm.R2, 1),
-			asm.AddAtomic.Mem(asm.R1, asm.R2, asm.DWord, 0),
-			asm.Mov.Imm(asm.R0, -1), // TCX_NEXT, TC_ACT_UNSPEC
-			asm.Return(),
-		},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { program.Close() })
-	return &bystander{t: t, program: program, seen: seen}
+	return &bystander{testbed.NewBystander(t), t, 0}
 }
 
 // link puts it into a tcx chain of eth0.
@@ -468,7 +438,7 @@ func (b *bystander) link(h *testbed.Host, attach ebpf.AttachType, anchor link.An
 	var l link.Link
 	var err error
 	h.Do(func() {
-		l, err = link.AttachTCX(link.TCXOptions{Interface: index, Program: b.program, Attach: attach, Anchor: anchor})
+		l, err = link.AttachTCX(link.TCXOptions{Interface: index, Program: b.Program, Attach: attach, Anchor: anchor})
 	})
 	if err != nil {
 		b.t.Fatal(err)
@@ -480,7 +450,7 @@ func (b *bystander) link(h *testbed.Host, attach ebpf.AttachType, anchor link.An
 func (b *bystander) filter(h *testbed.Host, hook, priority, dir string) {
 	b.t.Helper()
 	path := filepath.Join(dir, "bystander-"+hook+"-"+priority)
-	if err := b.program.Pin(path); err != nil {
+	if err := b.Pin(path); err != nil {
 		b.t.Fatal(err)
 	}
 	testbed.Run(b.t, testbed.Tool(b.t, "tc"), "-n", h.Name, "filter", "add", "dev", "eth0", hook, "prio", priority,
@@ -490,10 +460,7 @@ func (b *bystander) filter(h *testbed.Host, hook, priority, dir string) {
 // seesMore wants it to have seen packets since it was last asked.
 func (b *bystander) seesMore(when string) {
 	b.t.Helper()
-	var n uint64
-	if err := b.seen.Lookup(uint32(0), &n); err != nil {
-		b.t.Fatal(err)
-	}
+	n := b.Packets()
 	if n <= b.last {
 		b.t.Errorf("%s somebody else's program sees no packets: %d, before %d", when, n, b.last)
 	}

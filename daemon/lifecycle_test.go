@@ -138,16 +138,22 @@ func (p *process) get(method, path string) (*http.Response, error) {
 	return client.Do(request)
 }
 
-func (p *process) status() (s state) {
+// ask fills in what the control socket answers.
+func (p *process) ask(path string, answer any) {
 	p.t.Helper()
-	response, err := p.get(http.MethodGet, "/v1/status")
+	response, err := p.get(http.MethodGet, path)
 	if err != nil {
 		p.t.Fatal(err)
 	}
 	defer response.Body.Close()
-	if err := json.NewDecoder(response.Body).Decode(&s); err != nil {
+	if err := json.NewDecoder(response.Body).Decode(answer); err != nil {
 		p.t.Fatal(err)
 	}
+}
+
+func (p *process) status() (s state) {
+	p.t.Helper()
+	p.ask("/v1/status", &s)
 	return s
 }
 

@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -345,14 +344,7 @@ func TestSummaryEqualsTheEvents(t *testing.T) {
 // summary asks for the latest summary.
 func (p *process) summary() (events []event) {
 	p.t.Helper()
-	response, err := p.get(http.MethodGet, "/v1/summary")
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	defer response.Body.Close()
-	if err := json.NewDecoder(response.Body).Decode(&events); err != nil {
-		p.t.Fatal(err)
-	}
+	p.ask("/v1/summary", &events)
 	return events
 }
 
