@@ -37,9 +37,8 @@ const enum flat_counter *const type_counter = 0;
 
 static __always_inline int observe(struct __sk_buff *skb, enum direction direction, enum link link)
 {
-	__u32 direction_trait = direction == EGRESS ? TRAIT_EGRESS : 0;
-	struct packet p = {.traits = direction_trait};
-	int parsed = parse(skb, &p, link);
+	struct packet p = {};
+	int parsed = parse(skb, &p, direction, link);
 	__u64 place;
 
 	if (parsed == -COUNT_TRUNCATED) {
@@ -47,8 +46,8 @@ static __always_inline int observe(struct __sk_buff *skb, enum direction directi
 		__u32 bytes = skb->len < PULL_BYTES ? skb->len : PULL_BYTES;
 
 		if (!bpf_skb_pull_data(skb, bytes)) {
-			p = (struct packet){.traits = direction_trait};
-			parsed = parse(skb, &p, link);
+			p = (struct packet){};
+			parsed = parse(skb, &p, direction, link);
 		}
 	}
 	if (parsed == PARSED_SKIP)

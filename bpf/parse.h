@@ -61,9 +61,8 @@ struct packet {
 };
 
 enum trait {
-	TRAIT_EGRESS = 1 << 0,
-	TRAIT_IPV6 = 1 << 1,
-	TRAIT_GROUP = 1 << 2, /* sent to an Ethernet group address */
+	TRAIT_IPV6 = 1 << 0,
+	TRAIT_GROUP = 1 << 1, /* sent to an Ethernet group address */
 };
 
 #define TRAIT_VLAN_SHIFT 4
@@ -277,11 +276,12 @@ static __always_inline int parse_ipv6(struct cursor *c, struct packet *p)
 }
 
 /* judge_tcp tells the few segments that matter from all others. */
-static __always_inline int judge_tcp(const struct tcp_header *tcp, const struct packet *p)
+static __always_inline int judge_tcp(const struct tcp_header *tcp, const struct packet *p,
+				     enum direction direction)
 {
 	if (tcp->flags & (TCP_SYN | TCP_RST))
 		return PARSED;
-	if (p->traits & TRAIT_EGRESS)
+	if (direction == EGRESS)
 		return PARSED_SKIP;
 	if (is_awaited(slot_hash(p->source, tcp->source, tcp->destination),
 		       bpf_ntohl(tcp->acknowledgment)))
@@ -289,7 +289,8 @@ static __always_inline int judge_tcp(const struct tcp_header *tcp, const struct 
 	return PARSED_SKIP;
 }
 
-static __always_inline int parse(struct __sk_buff *skb, struct packet *p, enum link link)
+static __always_inline int parse(struct __sk_buff *skb, struct packet *p, enum direction direction,
+				 enum link link)
 {
 	struct cursor c = {(void *)(long)skb->data, (void *)(long)skb->data_end, 0};
 	int protocol = link == LINK_ETHERNET ? parse_ethernet(&c, p) : (__u16)skb->protocol;
@@ -311,7 +312,7 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p, enum l
 		tcp = c.pos;
 		if ((void *)(tcp + 1) > c.end)
 			return -COUNT_TRUNCATED;
-		return judge_tcp(tcp, p);
+		return judge_tcp(tcp, p, direction);
 	case IPPROTO_UDP:
 		return c.pos + sizeof(struct udp_header) > c.end ? -COUNT_TRUNCATED : PARSED;
 	case IPPROTO_ICMP:
