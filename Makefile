@@ -54,12 +54,7 @@ test-soak: setup-test ## the tests that stop, kill, upgrade and flood flatd, in 
 		$(AS_ROOT) ./daemon ./outputs
 
 fuzz: ## feed every parser hostile input for FUZZTIME each, the programs in the kernel too
-	@for package in $$(go list ./...); do \
-		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz'); do \
-			echo "== $$package $$target"; \
-			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x -parallel 2 $(AS_ROOT) $$package || exit 1; \
-		done; \
-	done
+	packaging/fuzz.sh $(FUZZTIME) $(AS_ROOT)
 
 bench: setup-test ## run the benchmarks
 	go test -run '^$$' -bench . -benchmem -p 1 $(AS_ROOT) ./...
