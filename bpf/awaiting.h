@@ -7,6 +7,10 @@
  *
  * The slots are a global variable, read without any helper. A connection has a
  * choice of two; where both are taken, it is not looked out for, and counted.
+ *
+ * Half a megabyte read here and there is no small price either, so there is a
+ * word before it: as long as nobody has connected to this host, and again once
+ * user space has seen that no handshake is open, the slots are not looked at.
  */
 #pragma once
 
@@ -19,7 +23,12 @@ struct awaited {
 	__u32 since;	      /* when the SYN/ACK went out, in units of 2^30 ns; 0: free */
 };
 
-struct awaited flat_awaiting[AWAITING_SLOTS];
+struct {
+	struct awaited slots[AWAITING_SLOTS];
+	__u32 latest;  /* `since` of the latest slot that was taken */
+	__u32 settled; /* by user space: those taken up to this one have had their ACK, or never
+			  will */
+} flat_awaiting;
 
 /* A slot that was not cleared for so long may be taken: about ten seconds. */
 #define AWAITING_UNITS 10
@@ -39,9 +48,11 @@ static __always_inline __u32 slot_of(__u32 hash, int choice)
 /* is_awaited is what each ACK from outside pays. */
 static __always_inline bool is_awaited(__u32 hash, __u32 acknowledgment)
 {
-	const struct awaited *one = &flat_awaiting[slot_of(hash, 0)];
-	const struct awaited *other = &flat_awaiting[slot_of(hash, 1)];
+	const struct awaited *one = &flat_awaiting.slots[slot_of(hash, 0)];
+	const struct awaited *other = &flat_awaiting.slots[slot_of(hash, 1)];
 
+	if (flat_awaiting.latest == flat_awaiting.settled)
+		return false;
 	return (one->acknowledgment == acknowledgment && one->since) ||
 	       (other->acknowledgment == acknowledgment && other->since);
 }
@@ -51,9 +62,11 @@ static __always_inline bool await_ack(__u32 hash, __u32 acknowledgment, __u64 no
 {
 	__u32 unit = (now >> 30) + 1;
 
+	if (flat_awaiting.latest != unit)
+		flat_awaiting.latest = unit;
 #pragma unroll
 	for (int choice = 0; choice < 2; choice++) {
-		struct awaited *slot = &flat_awaiting[slot_of(hash, choice)];
+		struct awaited *slot = &flat_awaiting.slots[slot_of(hash, choice)];
 
 		if (!slot->since || unit - slot->since > AWAITING_UNITS) {
 			slot->acknowledgment = acknowledgment;
@@ -68,7 +81,7 @@ static __always_inline void stop_awaiting(__u32 hash, __u32 acknowledgment)
 {
 #pragma unroll
 	for (int choice = 0; choice < 2; choice++) {
-		struct awaited *slot = &flat_awaiting[slot_of(hash, choice)];
+		struct awaited *slot = &flat_awaiting.slots[slot_of(hash, choice)];
 
 		if (slot->acknowledgment == acknowledgment)
 			slot->since = 0;

@@ -60,7 +60,7 @@ static __always_inline int observe(struct __sk_buff *skb, enum direction directi
 		count(COUNT_MALFORMED); /* shorter than its IP header */
 		return NEXT;
 	}
-	place = opaque(pack(&p));
+	place = opaque(skb, pack(&p));
 	if (parsed == PARSED_AWAITED)
 		observe_ack(skb, place, direction);
 	else if (p.protocol == IPPROTO_TCP)

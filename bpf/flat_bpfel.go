@@ -13,12 +13,6 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-type kernelAwaited struct {
-	_              structs.HostLayout
-	Acknowledgment uint32
-	Since          uint32
-}
-
 type kernelFlatCounter uint32
 
 const (

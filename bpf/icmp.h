@@ -74,8 +74,8 @@ static __always_inline bool read_quoted_ipv6(struct half *h, __u32 offset, struc
 		size = extension_size(q->protocol, &ext);
 		if (!size)
 			return false;
-		q->protocol = opaque(ext.next);
-		q->transport = opaque(q->transport + size);
+		q->protocol = opaque(h->skb, ext.next);
+		q->transport = opaque(h->skb, q->transport + size);
 	}
 	return true;
 }

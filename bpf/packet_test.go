@@ -117,9 +117,10 @@ func (f flow) stamped(t testing.TB, sequence, ack, value, echo uint32) []byte {
 		stamps := binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(nil, value), echo)
 		h.Options = []layers.TCPOption{
 			{OptionType: layers.TCPOptionKindMSS, OptionLength: 4, OptionData: []byte{5, 180}},
+			{OptionType: layers.TCPOptionKindSACKPermitted, OptionLength: 2},
+			{OptionType: layers.TCPOptionKindTimestamps, OptionLength: 10, OptionData: stamps},
 			{OptionType: layers.TCPOptionKindNop, OptionLength: 1},
 			{OptionType: layers.TCPOptionKindWindowScale, OptionLength: 3, OptionData: []byte{7}},
-			{OptionType: layers.TCPOptionKindTimestamps, OptionLength: 10, OptionData: stamps},
 		}
 	})
 }

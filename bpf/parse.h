@@ -18,15 +18,17 @@
 #include "counters.h"
 
 /*
- * opaque returns its argument. The verifier checks a global function by itself
- * and knows nothing of what it returns, so that with offsets that went through
- * here it need not check a handler anew for every path through the parser. The
- * handlers are not global: to let one have the skb takes BTF in the kernel.
+ * opaque returns its argument. The verifier does not know that a field read
+ * twice is twice the same, so that with offsets that went through here it need
+ * not check a handler anew for every path through the parser. A global function
+ * would do as well, were it not for the price of the call.
  */
-__noinline __u64 opaque(__u64 value)
+static __always_inline __u64 opaque(const struct __sk_buff *skb, __u64 value)
 {
-	asm volatile("" : "+r"(value)); /* or clang knows better */
-	return value;
+	__u64 once = *(const volatile __u32 *)&skb->mark;
+	__u64 again = *(const volatile __u32 *)&skb->mark;
+
+	return value ^ (once << 32 | once) ^ (again << 32 | again);
 }
 
 #define VLAN_TAGS_MAX 2
@@ -236,7 +238,8 @@ static __always_inline __u32 extension_size(__u8 protocol, const struct extensio
 	return 8 + 8 * (__u32)ext->length;
 }
 
-static __always_inline int parse_ipv6(struct cursor *c, struct packet *p)
+static __always_inline int parse_ipv6(const struct __sk_buff *skb, struct cursor *c,
+				      struct packet *p)
 {
 	struct ipv6hdr *ip = c->pos;
 	__u32 length;
@@ -266,7 +269,7 @@ static __always_inline int parse_ipv6(struct cursor *c, struct packet *p)
 		size = extension_size(p->protocol, ext);
 		if (!size)
 			return -COUNT_FRAGMENT;
-		size = opaque(size) & 0xfff; /* one way on for all of them */
+		size = opaque(skb, size) & 0xfff; /* one way on for all of them */
 		p->protocol = ext->next;
 		length -= size;
 		advance(c, size);
@@ -300,7 +303,7 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p, enum d
 	if (protocol == bpf_htons(ETH_P_IP))
 		result = parse_ipv4(&c, p);
 	else if (protocol == bpf_htons(ETH_P_IPV6))
-		result = parse_ipv6(&c, p);
+		result = parse_ipv6(skb, &c, p);
 	else
 		result = protocol < 0 ? protocol : -COUNT_NOT_IP;
 	if (result < 0)

@@ -159,6 +159,24 @@ static __always_inline void keep(const struct half *h, enum flat_side side,
 }
 
 /*
+ * forget deletes a request from its table and returns whether it was there. One
+ * call for each table: where the kernel knows which map a call is about, it
+ * calls that map's function straight.
+ */
+static __always_inline bool forget(enum flat_side side, const struct flat_key *key)
+{
+	int failed;
+
+	if (side == SIDE_CLIENT) {
+		failed = bpf_map_delete_elem(&flat_ours, key);
+		barrier_var(failed); /* or clang makes one call of the two */
+	} else {
+		failed = bpf_map_delete_elem(&flat_theirs, key);
+	}
+	return !failed;
+}
+
+/*
  * finish closes an open exchange, unless the sweep or another CPU was faster.
  * It returns whether it did.
  */
@@ -170,7 +188,7 @@ __subprogram bool finish(struct half *h, enum flat_side side, const struct flat_
 	struct flat_pending open = *found;
 	__u64 duration;
 
-	if (bpf_map_delete_elem(table_of(side), &h->key))
+	if (!forget(side, &h->key))
 		return false;
 	if (a->keep)
 		keep(h, side, &open, a->keep);

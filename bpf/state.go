@@ -61,6 +61,7 @@ type State struct {
 	programs kernelPrograms
 	maps     kernelMaps
 	ledger   *ledger
+	awaiting *awaiting
 	options  kernelFlatOptions
 	attacher attacher
 }
@@ -101,6 +102,7 @@ func loadSpec() (*ebpf.CollectionSpec, error) {
 	}
 	variables := spec.Maps[variablesMap]
 	variables.Name, variables.Pinning = awaitingPin, ebpf.PinByName
+	variables.Flags |= unix.BPF_F_MMAPABLE // as the library does by the section's name
 	return spec, nil
 }
 
@@ -130,6 +132,9 @@ func open(pinPath string, mode Mode, spec *ebpf.CollectionSpec) (s *State, err e
 		return s, err
 	}
 	if s.ledger, err = openLedger(s.dir); err != nil {
+		return s, err
+	}
+	if s.awaiting, err = openAwaiting(s.dir); err != nil {
 		return s, err
 	}
 	if err = s.resolveClaim(); err != nil {
@@ -371,7 +376,7 @@ func (s *State) Reader() (*Reader, error) { return newReader(s.maps.FlatEvents) 
 // Close lets go of the state. Whatever is pinned and attached goes on
 // measuring.
 func (s *State) Close() error {
-	err := errors.Join(s.programs.Close(), s.maps.Close(), s.ledger.close())
+	err := errors.Join(s.programs.Close(), s.maps.Close(), s.ledger.close(), s.awaiting.close())
 	if s.lock != nil {
 		err = errors.Join(err, s.lock.Close())
 	}

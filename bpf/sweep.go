@@ -78,7 +78,11 @@ func (s *State) Sweep(now uint64, limit time.Duration, timedOut func(side uint8,
 			return nil
 		})
 	}
+	latest := s.awaiting.quiet()
 	err := errors.Join(sweep(SideClient, &swept.OpenOurs), sweep(SideServer, &swept.OpenTheirs))
+	if err == nil && swept.OpenTheirs == 0 {
+		s.awaiting.settle(latest)
+	}
 	return swept, err
 }
 
@@ -144,14 +148,19 @@ func (s *State) claim(table *ebpf.Map, c *claimed) (bool, error) {
 	return true, err
 }
 
-// mark leaves word that a request has timed out. If the same key, or the last
-// room, was taken anew within this microsecond, that request stays.
+// mark leaves word that a request has timed out.
 func mark(table *ebpf.Map, c *claimed) error {
 	p := c.pending
 	p.State = stateReported
-	err := table.Update(&c.key, &p, ebpf.UpdateNoExist)
+	return enter(table, &c.key, &p)
+}
+
+// enter puts what is known of a request into a table. If the same key, or the
+// last room, has been taken meanwhile, that request stays.
+func enter(table *ebpf.Map, key *kernelFlatKey, p *kernelFlatPending) error {
+	err := table.Update(key, p, ebpf.UpdateNoExist)
 	if err != nil && !errors.Is(err, ebpf.ErrKeyExist) && !errors.Is(err, unix.E2BIG) {
-		return fmt.Errorf("mark a request as timed out: %w", err)
+		return fmt.Errorf("enter a request into the table: %w", err)
 	}
 	return nil
 }

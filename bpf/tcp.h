@@ -42,18 +42,43 @@ __subprogram __u64 find_timestamps(struct __sk_buff *skb, __u64 pos, __u64 end)
 			pos += option->length;
 		else
 			return 0;
-		pos = opaque(pos);
+		pos = opaque(skb, pos);
 	}
 	return 0;
+}
+
+/* The options of a SYN in the order in which Linux writes them; no need to look for them there. */
+struct linux_options {
+	__be32 mss;  /* kind 2, length 4 (RFC 9293, 3.2) */
+	__be16 sack; /* kind 4, length 2 (RFC 2018, 2) */
+	struct tcp_timestamps timestamps;
+} __attribute__((packed));
+
+static __always_inline const struct tcp_timestamps *usual_timestamps(const struct half *h,
+								     __u64 pos, __u64 end)
+{
+	const struct linux_options *o = packet_at(h->skb, pos, sizeof(*o));
+
+	if (!o || pos + sizeof(*o) > end ||
+	    (o->mss & bpf_htonl(0xffff0000)) != bpf_htonl(0x02040000) ||
+	    o->sack != bpf_htons(0x0402) || o->timestamps.kind != TCP_OPTION_TIMESTAMPS ||
+	    o->timestamps.length != sizeof(o->timestamps))
+		return 0;
+	return &o->timestamps;
 }
 
 /* timestamps_of returns the timestamps option of a segment, or 0. */
 static __always_inline const struct tcp_timestamps *timestamps_of(const struct half *h,
 								  const struct tcp_header *tcp)
 {
+	__u64 begin = h->transport + sizeof(*tcp);
 	__u64 end = h->transport + (tcp->offset >> 4) * 4;
-	__u64 found = opaque(find_timestamps(h->skb, h->transport + sizeof(*tcp), end));
+	const struct tcp_timestamps *usual = usual_timestamps(h, begin, end);
+	__u64 found;
 
+	if (usual)
+		return usual;
+	found = opaque(h->skb, find_timestamps(h->skb, begin, end));
 	return found ? packet_at(h->skb, found, sizeof(struct tcp_timestamps)) : 0;
 }
 
