@@ -17,7 +17,11 @@ type awaiting struct {
 	latest, settled *uint32 // units of 2^30 ns of CLOCK_BOOTTIME, from 1
 }
 
-func openAwaiting(dir string) (*awaiting, error) {
+func openAwaiting(dir string, spec *ebpf.CollectionSpec) (*awaiting, error) {
+	variable := spec.Variables[awaitingVariable]
+	if variable == nil {
+		return nil, fmt.Errorf("the programs have no variable %s", awaitingVariable)
+	}
 	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, awaitingPin), nil)
 	if err != nil {
 		return nil, explain(fmt.Errorf("open the pinned map of awaited ACKs: %w", err))
@@ -28,8 +32,9 @@ func openAwaiting(dir string) (*awaiting, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map what is awaited: %w", err)
 	}
+	end := int(variable.Offset + variable.Size())
 	word := func(at int) *uint32 { return (*uint32)(unsafe.Pointer(&memory[at])) }
-	return &awaiting{memory: memory, latest: word(size - 8), settled: word(size - 4)}, nil
+	return &awaiting{memory: memory, latest: word(end - 8), settled: word(end - 4)}, nil
 }
 
 // quiet is when the latest slot was taken, or 0 if that may be now: one that is

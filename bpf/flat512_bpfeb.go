@@ -16,24 +16,26 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	kernel512MapFlatCounters   = "flat_counters"
-	kernel512MapFlatEvents     = "flat_events"
-	kernel512MapFlatHistograms = "flat_histograms"
-	kernel512MapFlatNets       = "flat_nets"
-	kernel512MapFlatOurs       = "flat_ours"
-	kernel512MapFlatQuestions  = "flat_questions"
-	kernel512MapFlatSequence   = "flat_sequence"
-	kernel512MapFlatSettings   = "flat_settings"
-	kernel512MapFlatTheirs     = "flat_theirs"
-	kernel512ProgFlatEgress    = "flat_egress"
-	kernel512ProgFlatEgressL3  = "flat_egress_l3"
-	kernel512ProgFlatIngress   = "flat_ingress"
-	kernel512ProgFlatIngressL3 = "flat_ingress_l3"
-	kernel512VarFlatAwaiting   = "flat_awaiting"
-	kernel512VarHaveComm       = "have_comm"
-	kernel512VarHavePid        = "have_pid"
-	kernel512VarTypeCounter    = "type_counter"
-	kernel512VarTypeRecord     = "type_record"
+	kernel512MapFlatCounters    = "flat_counters"
+	kernel512MapFlatEvents      = "flat_events"
+	kernel512MapFlatHistograms  = "flat_histograms"
+	kernel512MapFlatNets        = "flat_nets"
+	kernel512MapFlatOurs        = "flat_ours"
+	kernel512MapFlatQuestions   = "flat_questions"
+	kernel512MapFlatSequence    = "flat_sequence"
+	kernel512MapFlatSettings    = "flat_settings"
+	kernel512MapFlatTheirs      = "flat_theirs"
+	kernel512MapFlatUntracked   = "flat_untracked"
+	kernel512ProgFlatEgress     = "flat_egress"
+	kernel512ProgFlatEgressL3   = "flat_egress_l3"
+	kernel512ProgFlatIngress    = "flat_ingress"
+	kernel512ProgFlatIngressL3  = "flat_ingress_l3"
+	kernel512VarFlatAwaiting    = "flat_awaiting"
+	kernel512VarFlatUntrackedNs = "flat_untracked_ns"
+	kernel512VarHaveComm        = "have_comm"
+	kernel512VarHavePid         = "have_pid"
+	kernel512VarTypeCounter     = "type_counter"
+	kernel512VarTypeRecord      = "type_record"
 )
 
 // loadKernel512 returns the embedded CollectionSpec for kernel512.
@@ -97,17 +99,19 @@ type kernel512MapSpecs struct {
 	FlatSequence   *ebpf.MapSpec `ebpf:"flat_sequence"`
 	FlatSettings   *ebpf.MapSpec `ebpf:"flat_settings"`
 	FlatTheirs     *ebpf.MapSpec `ebpf:"flat_theirs"`
+	FlatUntracked  *ebpf.MapSpec `ebpf:"flat_untracked"`
 }
 
 // kernel512VariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type kernel512VariableSpecs struct {
-	FlatAwaiting *ebpf.VariableSpec `ebpf:"flat_awaiting"`
-	HaveComm     *ebpf.VariableSpec `ebpf:"have_comm"`
-	HavePid      *ebpf.VariableSpec `ebpf:"have_pid"`
-	TypeCounter  *ebpf.VariableSpec `ebpf:"type_counter"`
-	TypeRecord   *ebpf.VariableSpec `ebpf:"type_record"`
+	FlatAwaiting    *ebpf.VariableSpec `ebpf:"flat_awaiting"`
+	FlatUntrackedNs *ebpf.VariableSpec `ebpf:"flat_untracked_ns"`
+	HaveComm        *ebpf.VariableSpec `ebpf:"have_comm"`
+	HavePid         *ebpf.VariableSpec `ebpf:"have_pid"`
+	TypeCounter     *ebpf.VariableSpec `ebpf:"type_counter"`
+	TypeRecord      *ebpf.VariableSpec `ebpf:"type_record"`
 }
 
 // kernel512Objects contains all objects after they have been loaded into the kernel.
@@ -139,6 +143,7 @@ type kernel512Maps struct {
 	FlatSequence   *ebpf.Map `ebpf:"flat_sequence"`
 	FlatSettings   *ebpf.Map `ebpf:"flat_settings"`
 	FlatTheirs     *ebpf.Map `ebpf:"flat_theirs"`
+	FlatUntracked  *ebpf.Map `ebpf:"flat_untracked"`
 }
 
 func (m *kernel512Maps) Close() error {
@@ -152,6 +157,7 @@ func (m *kernel512Maps) Close() error {
 		m.FlatSequence,
 		m.FlatSettings,
 		m.FlatTheirs,
+		m.FlatUntracked,
 	)
 }
 
@@ -159,11 +165,12 @@ func (m *kernel512Maps) Close() error {
 //
 // It can be passed to loadKernel512Objects or ebpf.CollectionSpec.LoadAndAssign.
 type kernel512Variables struct {
-	FlatAwaiting *ebpf.Variable `ebpf:"flat_awaiting"`
-	HaveComm     *ebpf.Variable `ebpf:"have_comm"`
-	HavePid      *ebpf.Variable `ebpf:"have_pid"`
-	TypeCounter  *ebpf.Variable `ebpf:"type_counter"`
-	TypeRecord   *ebpf.Variable `ebpf:"type_record"`
+	FlatAwaiting    *ebpf.Variable `ebpf:"flat_awaiting"`
+	FlatUntrackedNs *ebpf.Variable `ebpf:"flat_untracked_ns"`
+	HaveComm        *ebpf.Variable `ebpf:"have_comm"`
+	HavePid         *ebpf.Variable `ebpf:"have_pid"`
+	TypeCounter     *ebpf.Variable `ebpf:"type_counter"`
+	TypeRecord      *ebpf.Variable `ebpf:"type_record"`
 }
 
 // kernel512Programs contains all programs after they have been loaded into the kernel.

@@ -199,24 +199,26 @@ type kernelFlatRecord struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	kernelMapFlatCounters   = "flat_counters"
-	kernelMapFlatEvents     = "flat_events"
-	kernelMapFlatHistograms = "flat_histograms"
-	kernelMapFlatNets       = "flat_nets"
-	kernelMapFlatOurs       = "flat_ours"
-	kernelMapFlatQuestions  = "flat_questions"
-	kernelMapFlatSequence   = "flat_sequence"
-	kernelMapFlatSettings   = "flat_settings"
-	kernelMapFlatTheirs     = "flat_theirs"
-	kernelProgFlatEgress    = "flat_egress"
-	kernelProgFlatEgressL3  = "flat_egress_l3"
-	kernelProgFlatIngress   = "flat_ingress"
-	kernelProgFlatIngressL3 = "flat_ingress_l3"
-	kernelVarFlatAwaiting   = "flat_awaiting"
-	kernelVarHaveComm       = "have_comm"
-	kernelVarHavePid        = "have_pid"
-	kernelVarTypeCounter    = "type_counter"
-	kernelVarTypeRecord     = "type_record"
+	kernelMapFlatCounters    = "flat_counters"
+	kernelMapFlatEvents      = "flat_events"
+	kernelMapFlatHistograms  = "flat_histograms"
+	kernelMapFlatNets        = "flat_nets"
+	kernelMapFlatOurs        = "flat_ours"
+	kernelMapFlatQuestions   = "flat_questions"
+	kernelMapFlatSequence    = "flat_sequence"
+	kernelMapFlatSettings    = "flat_settings"
+	kernelMapFlatTheirs      = "flat_theirs"
+	kernelMapFlatUntracked   = "flat_untracked"
+	kernelProgFlatEgress     = "flat_egress"
+	kernelProgFlatEgressL3   = "flat_egress_l3"
+	kernelProgFlatIngress    = "flat_ingress"
+	kernelProgFlatIngressL3  = "flat_ingress_l3"
+	kernelVarFlatAwaiting    = "flat_awaiting"
+	kernelVarFlatUntrackedNs = "flat_untracked_ns"
+	kernelVarHaveComm        = "have_comm"
+	kernelVarHavePid         = "have_pid"
+	kernelVarTypeCounter     = "type_counter"
+	kernelVarTypeRecord      = "type_record"
 )
 
 // loadKernel returns the embedded CollectionSpec for kernel.
@@ -280,17 +282,19 @@ type kernelMapSpecs struct {
 	FlatSequence   *ebpf.MapSpec `ebpf:"flat_sequence"`
 	FlatSettings   *ebpf.MapSpec `ebpf:"flat_settings"`
 	FlatTheirs     *ebpf.MapSpec `ebpf:"flat_theirs"`
+	FlatUntracked  *ebpf.MapSpec `ebpf:"flat_untracked"`
 }
 
 // kernelVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type kernelVariableSpecs struct {
-	FlatAwaiting *ebpf.VariableSpec `ebpf:"flat_awaiting"`
-	HaveComm     *ebpf.VariableSpec `ebpf:"have_comm"`
-	HavePid      *ebpf.VariableSpec `ebpf:"have_pid"`
-	TypeCounter  *ebpf.VariableSpec `ebpf:"type_counter"`
-	TypeRecord   *ebpf.VariableSpec `ebpf:"type_record"`
+	FlatAwaiting    *ebpf.VariableSpec `ebpf:"flat_awaiting"`
+	FlatUntrackedNs *ebpf.VariableSpec `ebpf:"flat_untracked_ns"`
+	HaveComm        *ebpf.VariableSpec `ebpf:"have_comm"`
+	HavePid         *ebpf.VariableSpec `ebpf:"have_pid"`
+	TypeCounter     *ebpf.VariableSpec `ebpf:"type_counter"`
+	TypeRecord      *ebpf.VariableSpec `ebpf:"type_record"`
 }
 
 // kernelObjects contains all objects after they have been loaded into the kernel.
@@ -322,6 +326,7 @@ type kernelMaps struct {
 	FlatSequence   *ebpf.Map `ebpf:"flat_sequence"`
 	FlatSettings   *ebpf.Map `ebpf:"flat_settings"`
 	FlatTheirs     *ebpf.Map `ebpf:"flat_theirs"`
+	FlatUntracked  *ebpf.Map `ebpf:"flat_untracked"`
 }
 
 func (m *kernelMaps) Close() error {
@@ -335,6 +340,7 @@ func (m *kernelMaps) Close() error {
 		m.FlatSequence,
 		m.FlatSettings,
 		m.FlatTheirs,
+		m.FlatUntracked,
 	)
 }
 
@@ -342,11 +348,12 @@ func (m *kernelMaps) Close() error {
 //
 // It can be passed to loadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kernelVariables struct {
-	FlatAwaiting *ebpf.Variable `ebpf:"flat_awaiting"`
-	HaveComm     *ebpf.Variable `ebpf:"have_comm"`
-	HavePid      *ebpf.Variable `ebpf:"have_pid"`
-	TypeCounter  *ebpf.Variable `ebpf:"type_counter"`
-	TypeRecord   *ebpf.Variable `ebpf:"type_record"`
+	FlatAwaiting    *ebpf.Variable `ebpf:"flat_awaiting"`
+	FlatUntrackedNs *ebpf.Variable `ebpf:"flat_untracked_ns"`
+	HaveComm        *ebpf.Variable `ebpf:"have_comm"`
+	HavePid         *ebpf.Variable `ebpf:"have_pid"`
+	TypeCounter     *ebpf.Variable `ebpf:"type_counter"`
+	TypeRecord      *ebpf.Variable `ebpf:"type_record"`
 }
 
 // kernelPrograms contains all programs after they have been loaded into the kernel.

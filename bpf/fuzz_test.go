@@ -133,6 +133,7 @@ func openFuzzed(t testing.TB) *fuzzed {
 	spec.Maps[kernelMapFlatOurs].MaxEntries = 16
 	spec.Maps[kernelMapFlatTheirs].MaxEntries = 16
 	spec.Maps[kernelMapFlatQuestions].MaxEntries = 16
+	spec.Maps[kernelMapFlatUntracked].MaxEntries = 16
 	spec.Maps[kernelMapFlatEvents].MaxEntries = 4096
 	// Nothing needs the pins once all is open, and a worker of the fuzzer ends
 	// without a clean-up.

@@ -18,6 +18,7 @@
 #define RING_BYTES (4 << 20)
 #define NETS_MAX 2048
 #define QUESTIONS_MAX 4096
+#define UNTRACKED_MAX 4096
 #define HISTOGRAMS_MAX 512
 
 /*
@@ -107,6 +108,22 @@ struct {
 	__type(value, struct flat_question);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } flat_questions SEC(".maps");
+
+/*
+ * When a UDP datagram was seen last whose flow found no room in a table: without
+ * this the answer to it would look like a request. An LRU: such flows come when
+ * there are too many, and the next datagram of a real one comes soon.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, UNTRACKED_MAX);
+	__type(key, struct flat_key);
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flat_untracked SEC(".maps");
+
+/* When the latest was put there, so that nobody looks for one as a rule; 0: never. */
+__u64 flat_untracked_ns;
 
 /* Finished exchanges on their way to user space. */
 struct {

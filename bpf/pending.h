@@ -106,6 +106,32 @@ static __always_inline void repeat(const struct half *h, struct flat_pending *fo
 	count(COUNT_REPEATS);
 }
 
+/* leave_untracked notes that there is no room for a UDP flow. */
+static __always_inline void leave_untracked(const struct half *h)
+{
+	__u64 now = h->now;
+
+	if (h->key.kind != KIND_UDP)
+		return;
+	flat_untracked_ns = now;
+	bpf_map_update_elem(&flat_untracked, &h->key, &now, BPF_ANY);
+}
+
+/* is_untracked reports whether a UDP datagram is of such a flow, which it keeps going. */
+static __always_inline bool is_untracked(const struct half *h)
+{
+	__u64 *last;
+
+	if (!flat_untracked_ns || h->now - flat_untracked_ns > udp_idle(h))
+		return false;
+	last = bpf_map_lookup_elem(&flat_untracked, &h->key);
+	if (!last || h->now - *last > udp_idle(h))
+		return false;
+	*last = h->now;
+	flat_untracked_ns = h->now;
+	return true;
+}
+
 /*
  * remember puts a request into its table. `found` is what the table holds under
  * this key, or 0 if it holds nothing or that is not known yet: most requests are
@@ -140,8 +166,10 @@ __subprogram bool remember(struct half *h, struct flat_pending *found)
 		failed = bpf_map_update_elem(table_of(side), &h->key, &request, BPF_ANY);
 	}
 	count(COUNT_REQUESTS);
-	if (failed)
+	if (failed) {
 		count(COUNT_PENDING_FULL);
+		leave_untracked(h);
+	}
 	trace("request kind %d side %d id %x", h->key.kind, side, h->key.id);
 	return true;
 }
@@ -151,10 +179,13 @@ static __always_inline void keep(const struct half *h, enum flat_side side,
 				 struct flat_pending *request, enum flat_state state)
 {
 	__u64 last_ns = request->last_ns;
+	int failed;
 
 	request->last_ns = h->now;
 	request->state = state;
-	bpf_map_update_elem(table_of(side), &h->key, request, BPF_NOEXIST);
+	failed = bpf_map_update_elem(table_of(side), &h->key, request, BPF_NOEXIST);
+	if (failed == -E2BIG)
+		leave_untracked(h); /* another request took the room of this one */
 	request->last_ns = last_ns;
 }
 

@@ -79,8 +79,9 @@ func Open(pinPath string, mode Mode) (*State, error) {
 // The map of the global variables (awaiting.h) has the name of its section,
 // which bpffs does not allow for a pin.
 const (
-	variablesMap = ".bss"
-	awaitingPin  = "flat_awaiting"
+	variablesMap     = ".bss"
+	awaitingVariable = "flat_awaiting"
+	awaitingPin      = awaitingVariable
 )
 
 func loadSpec() (*ebpf.CollectionSpec, error) {
@@ -134,7 +135,7 @@ func open(pinPath string, mode Mode, spec *ebpf.CollectionSpec) (s *State, err e
 	if s.ledger, err = openLedger(s.dir); err != nil {
 		return s, err
 	}
-	if s.awaiting, err = openAwaiting(s.dir); err != nil {
+	if s.awaiting, err = openAwaiting(s.dir, spec); err != nil {
 		return s, err
 	}
 	if err = s.resolveClaim(); err != nil {
@@ -232,7 +233,7 @@ func usesAll(p *ebpf.Program, dir string, maps *kernelMaps) bool {
 	used, _ := info.MapIDs()
 	for _, m := range []*ebpf.Map{
 		maps.FlatCounters, maps.FlatEvents, maps.FlatHistograms, maps.FlatNets,
-		maps.FlatOurs, maps.FlatQuestions, maps.FlatSequence, maps.FlatSettings, maps.FlatTheirs, awaiting,
+		maps.FlatOurs, maps.FlatQuestions, maps.FlatSequence, maps.FlatSettings, maps.FlatTheirs, maps.FlatUntracked, awaiting,
 	} {
 		info, err := m.Info()
 		if err != nil {
@@ -298,6 +299,7 @@ func (s *State) openMaps(spec *ebpf.CollectionSpec) (err error) {
 		FlatSequence:   open(kernelMapFlatSequence),
 		FlatSettings:   open(kernelMapFlatSettings),
 		FlatTheirs:     open(kernelMapFlatTheirs),
+		FlatUntracked:  open(kernelMapFlatUntracked),
 	}
 	if err != nil {
 		s.maps.Close()
@@ -441,8 +443,12 @@ func checkOwner(dirs ...string) error {
 
 // explain adds what to do about a refusal.
 func explain(err error) error {
-	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
-		return fmt.Errorf("%w (%w: run as root, with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)", err, ErrPermission)
+	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
+		return err
 	}
-	return err
+	without := missingCapabilities()
+	if without != "" {
+		without = " without " + without
+	}
+	return fmt.Errorf("%w (%w%s: run as root, with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)", err, ErrPermission, without)
 }

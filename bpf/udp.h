@@ -152,6 +152,11 @@ static __always_inline void observe_flow(struct half *h, const struct udp_header
 		return;
 	}
 
+	if (!found && is_untracked(h)) {
+		count(COUNT_FLOW);
+		return;
+	}
+
 	if (!is_current(h, found) &&
 	    is_quic(h->skb, h->transport + sizeof(*udp), h->length - sizeof(*udp)))
 		h->flags |= RECORD_QUIC;

@@ -99,3 +99,44 @@ func TestQUICByItsLongHeader(t *testing.T) {
 		})
 	}
 }
+
+// A flow that found no room is not followed. That its other half, or what comes
+// after it, is a request would be an invention.
+func TestAUDPFlowWithoutRoomIsNotInvented(t *testing.T) {
+	k := openFuzzed(t).kernel
+	for _, direction := range []struct {
+		name        string
+		there, back func([]byte)
+	}{{"ours", k.out, k.in}, {"theirs", k.in, k.out}} {
+		t.Run(direction.name, func(t *testing.T) {
+			k.t = t
+			k.clear()
+			f := flow4
+			var requests uint64
+			for full := k.count(PendingFull); k.count(PendingFull) == full; requests++ {
+				if requests == 100 {
+					t.Fatal("a table of 16 takes 100 requests")
+				}
+				f = flow4.port(uint16(2000 + requests))
+				direction.there(f.udp(t, 1))
+			}
+			k.counted(counts{"requests": requests, "pending_full": 1})
+			direction.back(f.back().udp(t, 2))
+			direction.there(f.udp(t, 3))
+			direction.back(f.back().udp(t, 4))
+			k.counted(counts{"flow": 3})
+			if got := k.records(); got != nil {
+				t.Errorf("records: %+v", got)
+			}
+		})
+	}
+}
+
+func (k *kernel) count(c Counter) uint64 {
+	k.t.Helper()
+	n, err := k.sum(c)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	return n
+}
