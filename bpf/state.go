@@ -10,7 +10,6 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 )
@@ -74,37 +73,6 @@ func Open(pinPath string, mode Mode) (*State, error) {
 		return nil, err
 	}
 	return open(pinPath, mode, spec)
-}
-
-// The map of the global variables (awaiting.h) has the name of its section,
-// which bpffs does not allow for a pin.
-const (
-	variablesMap     = ".bss"
-	awaitingVariable = "flat_awaiting"
-	awaitingPin      = awaitingVariable
-)
-
-func loadSpec() (*ebpf.CollectionSpec, error) {
-	loadKernel := loadKernel
-	if haveFetchAdd() {
-		loadKernel = loadKernel512
-	}
-	spec, err := loadKernel()
-	if err != nil {
-		return nil, fmt.Errorf("read the embedded programs: %w", err)
-	}
-	for name, have := range map[string]bool{
-		"have_pid":  haveHelper(asm.FnGetCurrentPidTgid),
-		"have_comm": haveHelper(asm.FnGetCurrentComm),
-	} {
-		if err := spec.Variables[name].Set(have); err != nil {
-			return nil, fmt.Errorf("tell the programs what the kernel has: %w", err)
-		}
-	}
-	variables := spec.Maps[variablesMap]
-	variables.Name, variables.Pinning = awaitingPin, ebpf.PinByName
-	variables.Flags |= unix.BPF_F_MMAPABLE // as the library does by the section's name
-	return spec, nil
 }
 
 func open(pinPath string, mode Mode, spec *ebpf.CollectionSpec) (s *State, err error) {
@@ -193,12 +161,7 @@ func (s *State) adopt(spec *ebpf.CollectionSpec, pinned map[string]*ebpf.Program
 			return false
 		}
 	}
-	s.programs = kernelPrograms{
-		FlatEgress:    pinned[kernelProgFlatEgress],
-		FlatEgressL3:  pinned[kernelProgFlatEgressL3],
-		FlatIngress:   pinned[kernelProgFlatIngress],
-		FlatIngressL3: pinned[kernelProgFlatIngressL3],
-	}
+	s.programs = namedPrograms(pinned)
 	return true
 }
 
@@ -279,7 +242,7 @@ func (s *State) pinned(spec *ebpf.CollectionSpec) (map[string]*ebpf.Program, err
 
 // openMaps opens the pinned maps, all of which must be as spec says.
 func (s *State) openMaps(spec *ebpf.CollectionSpec) (err error) {
-	open := func(name string) *ebpf.Map {
+	s.maps = namedMaps(func(name string) *ebpf.Map {
 		if err != nil {
 			return nil
 		}
@@ -288,47 +251,12 @@ func (s *State) openMaps(spec *ebpf.CollectionSpec) (err error) {
 			err = spec.Maps[name].Compatible(m)
 		}
 		return m
-	}
-	s.maps = kernelMaps{
-		FlatCounters:   open(kernelMapFlatCounters),
-		FlatEvents:     open(kernelMapFlatEvents),
-		FlatHistograms: open(kernelMapFlatHistograms),
-		FlatNets:       open(kernelMapFlatNets),
-		FlatOurs:       open(kernelMapFlatOurs),
-		FlatQuestions:  open(kernelMapFlatQuestions),
-		FlatSequence:   open(kernelMapFlatSequence),
-		FlatSettings:   open(kernelMapFlatSettings),
-		FlatTheirs:     open(kernelMapFlatTheirs),
-		FlatUntracked:  open(kernelMapFlatUntracked),
-	}
+	})
 	if err != nil {
 		s.maps.Close()
 		s.maps = kernelMaps{}
 	}
 	return err
-}
-
-// load loads the programs; maps are pinned by name, or taken from their pins.
-func (s *State) load(spec *ebpf.CollectionSpec) error {
-	var objects struct {
-		kernelPrograms
-		kernelMaps
-	}
-	options := ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: s.dir}}
-	// Taken by its pin's name alone, it would be set to zeros.
-	if awaiting, err := ebpf.LoadPinnedMap(filepath.Join(s.dir, awaitingPin), nil); err == nil {
-		defer awaiting.Close()
-		options.MapReplacements = map[string]*ebpf.Map{variablesMap: awaiting}
-	}
-	err := spec.LoadAndAssign(&objects, &options)
-	if errors.Is(err, ebpf.ErrMapIncompatible) {
-		return otherLayout(s.dir, err)
-	}
-	if err != nil {
-		return explain(fmt.Errorf("load the programs: %w", err))
-	}
-	s.programs, s.maps = objects.kernelPrograms, objects.kernelMaps
-	return s.startSequence()
 }
 
 func otherLayout(dir string, err error) error {

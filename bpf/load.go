@@ -1,0 +1,128 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// The map of the global variables (awaiting.h) has the name of its section,
+// which bpffs does not allow for a pin.
+const (
+	variablesMap     = ".bss"
+	awaitingVariable = "flat_awaiting"
+	awaitingPin      = awaitingVariable
+)
+
+func loadSpec() (*ebpf.CollectionSpec, error) {
+	loadKernel := loadKernel
+	if haveFetchAdd() {
+		loadKernel = loadKernel512
+	}
+	spec, err := loadKernel()
+	if err != nil {
+		return nil, fmt.Errorf("read the embedded programs: %w", err)
+	}
+	for name, have := range map[string]bool{
+		"have_pid":  haveHelper(asm.FnGetCurrentPidTgid),
+		"have_comm": haveHelper(asm.FnGetCurrentComm),
+	} {
+		if err := spec.Variables[name].Set(have); err != nil {
+			return nil, fmt.Errorf("tell the programs what the kernel has: %w", err)
+		}
+	}
+	variables := spec.Maps[variablesMap]
+	variables.Name, variables.Pinning = awaitingPin, ebpf.PinByName
+	variables.Flags |= unix.BPF_F_MMAPABLE // as the library does by the section's name
+	return spec, nil
+}
+
+// load loads the programs; maps are pinned by name, or taken from their pins.
+func (s *State) load(spec *ebpf.CollectionSpec) error {
+	maps, err := s.loadMaps(spec)
+	if errors.Is(err, ebpf.ErrMapIncompatible) {
+		return otherLayout(s.dir, err)
+	}
+	if err != nil {
+		return explain(fmt.Errorf("load the maps: %w", err))
+	}
+	defer maps.Close() // but for what is taken out of it
+	programs, err := loadPrograms(spec, maps.Maps)
+	if err != nil {
+		return explain(fmt.Errorf("load the programs: %w", err))
+	}
+	s.programs, s.maps = namedPrograms(programs), namedMaps(maps.DetachMap)
+	return s.startSequence()
+}
+
+func (s *State) loadMaps(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+	spec = spec.Copy()
+	spec.Programs = nil
+	options := ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: s.dir}}
+	// Taken by its pin's name alone, it would be set to zeros.
+	if awaiting, err := ebpf.LoadPinnedMap(filepath.Join(s.dir, awaitingPin), nil); err == nil {
+		defer awaiting.Close()
+		options.MapReplacements = map[string]*ebpf.Map{variablesMap: awaiting}
+	}
+	return ebpf.NewCollectionWithOptions(spec, options)
+}
+
+// loadPrograms loads all programs at once, for the verifier takes its time and
+// works for each on a CPU of its own.
+func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (map[string]*ebpf.Program, error) {
+	var mu sync.Mutex
+	var tasks errgroup.Group
+	programs := make(map[string]*ebpf.Program)
+	for name, program := range spec.Programs {
+		alone := spec.Copy()
+		alone.Programs = map[string]*ebpf.ProgramSpec{name: program.Copy()}
+		tasks.Go(func() error {
+			loaded, err := ebpf.NewCollectionWithOptions(alone, ebpf.CollectionOptions{MapReplacements: maps})
+			if err != nil {
+				return err
+			}
+			defer loaded.Close() // but for the program
+			mu.Lock()
+			defer mu.Unlock()
+			programs[name] = loaded.DetachProgram(name)
+			return nil
+		})
+	}
+	if err := tasks.Wait(); err != nil {
+		for _, p := range programs {
+			p.Close()
+		}
+		return nil, err
+	}
+	return programs, nil
+}
+
+func namedPrograms(programs map[string]*ebpf.Program) kernelPrograms {
+	return kernelPrograms{
+		FlatEgress:    programs[kernelProgFlatEgress],
+		FlatEgressL3:  programs[kernelProgFlatEgressL3],
+		FlatIngress:   programs[kernelProgFlatIngress],
+		FlatIngressL3: programs[kernelProgFlatIngressL3],
+	}
+}
+
+func namedMaps(named func(string) *ebpf.Map) kernelMaps {
+	return kernelMaps{
+		FlatCounters:   named(kernelMapFlatCounters),
+		FlatEvents:     named(kernelMapFlatEvents),
+		FlatHistograms: named(kernelMapFlatHistograms),
+		FlatNets:       named(kernelMapFlatNets),
+		FlatOurs:       named(kernelMapFlatOurs),
+		FlatQuestions:  named(kernelMapFlatQuestions),
+		FlatSequence:   named(kernelMapFlatSequence),
+		FlatSettings:   named(kernelMapFlatSettings),
+		FlatTheirs:     named(kernelMapFlatTheirs),
+		FlatUntracked:  named(kernelMapFlatUntracked),
+	}
+}
