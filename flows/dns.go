@@ -17,7 +17,7 @@ const (
 // one. If there was not, or its name is compressed, there is no question
 // afterwards; so SetQuestion(nil) takes it away. The bytes are copied.
 func (d *DNS) SetQuestion(section []byte) bool {
-	d.length, d.Type = 0, 0
+	d.length, d.Type, d.hash = 0, 0, 0
 	n := nameLength(section)
 	if n == 0 || len(section) < n+2 {
 		return false
@@ -28,7 +28,7 @@ func (d *DNS) SetQuestion(section []byte) bool {
 }
 
 // HasQuestion reports whether name and type of the first question are known.
-func (d *DNS) HasQuestion() bool { return d.length > 0 }
+func (d *DNS) HasQuestion() bool { return d.length > 0 || d.hash != 0 }
 
 // nameLength returns the length of the wire name that b begins with, or 0 if
 // it does not end within b, is too long, or is compressed.
@@ -51,10 +51,10 @@ func nameLength(b []byte) int {
 // HashNames it is "hash:" and 16 hex digits. Without question it is nothing.
 func (d *DNS) AppendName(dst []byte) []byte {
 	switch {
-	case d.length == 0:
+	case !d.HasQuestion():
 		return dst
 	case d.HashNames:
-		return appendHex(append(dst, "hash:"...), d.nameHash())
+		return appendHex(append(dst, hashed...), d.nameHash())
 	case d.length == 1:
 		return append(dst, '.')
 	}
@@ -87,6 +87,9 @@ func appendLabel(dst, label []byte) []byte {
 // nameHash is FNV-1a of the wire name in lower case: names that are equal
 // (RFC 4343, 3) have the same. The lengths of labels are below any letter.
 func (d *DNS) nameHash() uint64 {
+	if d.hash != 0 {
+		return d.hash
+	}
 	hash := uint64(fnvBasis)
 	for _, b := range d.name[:d.length] {
 		if 'A' <= b && b <= 'Z' {
@@ -100,7 +103,7 @@ func (d *DNS) nameHash() uint64 {
 // AppendType appends the type of the question, such as AAAA, or TYPE65280 for
 // one without a name (RFC 3597, 5). Without question it is nothing.
 func (d *DNS) AppendType(dst []byte) []byte {
-	if d.length == 0 {
+	if !d.HasQuestion() {
 		return dst
 	}
 	if name, ok := typeNames[d.Type]; ok {

@@ -112,7 +112,8 @@ type Event struct {
 	// Timeouts and status events have none.
 	Sequence uint64
 	// Request identifies the request of a timeout: a hash of its key and its
-	// time, equal in every daemon that sees it.
+	// time, equal in every daemon that sees it. Of a summary that was read from
+	// JSON it is the id, of others 0.
 	Request uint64
 
 	// Status is set for KindStatus alone, Summary for KindSummary.
@@ -156,6 +157,8 @@ type DNS struct {
 	// uncompressed. Inline, so that an event can be reused without garbage.
 	length uint8
 	name   [255]byte
+	// hash is that of the name, if it came from JSON that has no more of it.
+	hash uint64
 }
 
 // Status is an event in flatd's own life.

@@ -49,19 +49,24 @@ func (h *Host) AppendLine(dst []byte, e *Event, color bool) []byte {
 }
 
 func (e *Event) appendResultColumn(dst []byte, color bool) []byte {
-	result := e.ResultName()
-	switch e.Kind {
-	case KindStatus:
-		result = e.action()
-	case KindSummary:
-		result = e.Kind.String()
-	}
+	result := e.shownResult()
 	if !color {
 		return appendColumn(dst, result, resultWidth)
 	}
 	dst = append(dst, priorityColor(e.Priority())...)
 	dst = appendColumn(dst, result, resultWidth)
 	return append(dst, colorReset...)
+}
+
+// shownResult stands where an exchange has its result.
+func (e *Event) shownResult() string {
+	switch e.Kind {
+	case KindStatus:
+		return e.action()
+	case KindSummary:
+		return e.Kind.String()
+	}
+	return e.ResultName()
 }
 
 func priorityColor(priority int) string {

@@ -84,6 +84,9 @@ func (s *Summary) failure(result string) *uint64 {
 
 // summaryID tells apart the summaries that end at the same moment.
 func (e *Event) summaryID() uint64 {
+	if e.Request != 0 {
+		return e.Request
+	}
 	var b [10]byte
 	binary.BigEndian.PutUint64(b[:], e.End)
 	b[9] = byte(e.Side)
