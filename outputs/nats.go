@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/url"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -67,8 +66,8 @@ type NATS struct {
 	mode    string
 	subject Subject
 	server  string // the URLs without passwords, for errors
-	dial    []nats.Option
 	ready   chan struct{}
+	closing chan struct{} // closed by Close
 
 	mu      sync.Mutex
 	conn    *nats.Conn // nil until the first dial is over
@@ -95,7 +94,7 @@ type NATS struct {
 // NewNATS checks the options, reads the files they name once, and begins to
 // connect. It never waits for a server.
 func NewNATS(o NATSOptions) (*NATS, error) {
-	n := &NATS{options: o, mode: o.Mode, ready: make(chan struct{}, 1), routes: make(map[string]route), refusals: make(map[string]*refusal), pace: natsPaceMax}
+	n := &NATS{options: o, mode: o.Mode, ready: make(chan struct{}, 1), closing: make(chan struct{}), routes: make(map[string]route), refusals: make(map[string]*refusal), pace: natsPaceMax}
 	if err := n.configure(); err != nil {
 		return nil, fmt.Errorf("nats: %w", err)
 	}
@@ -120,12 +119,8 @@ func (n *NATS) configure() (err error) {
 	if n.server, err = redact(n.options.URL); err != nil {
 		return err
 	}
-	secrets, err := n.options.secrets()
-	if err != nil {
-		return err
-	}
-	n.dial = append(n.behaviour(), secrets...)
-	return nil
+	_, err = n.options.secrets()
+	return err
 }
 
 // redact checks the URLs and returns them without passwords.
@@ -153,25 +148,30 @@ func redact(urls string) (string, error) {
 	return strings.Join(servers, ","), nil
 }
 
-// behaviour is how the connection is kept. The client's own buffer is off: the
-// queue keeps events while there is no server.
-func (n *NATS) behaviour() []nats.Option {
+// persistent is how a connection is kept for as long as flatd wants it. The
+// client's own buffer is off: what cannot be sent now is the caller's to keep.
+func persistent(name string) []nats.Option {
 	return []nats.Option{
-		nats.Name("flatd on " + n.options.Host.Name),
-		nats.RetryOnFailedConnect(true),
+		nats.Name(name),
 		nats.MaxReconnects(-1),
 		nats.IgnoreAuthErrorAbort(), // permissions and passwords get repaired, too
 		nats.ReconnectBufSize(-1),
 		nats.CustomReconnectDelay(reconnectDelay),
 		nats.FlusherTimeout(WriteTimeout),
 		nats.PingInterval(natsPing),
+	}
+}
+
+// behaviour is how the connection for events is kept.
+func (n *NATS) behaviour() []nats.Option {
+	return append(persistent("flatd on "+n.options.Host.Name),
 		nats.SkipSubjectValidation(), // ParseSubject did it
 		nats.ConnectHandler(n.up),
 		nats.ReconnectHandler(n.up),
 		nats.DisconnectErrHandler(n.down),
 		nats.ReconnectErrHandler(n.down),
 		nats.ErrorHandler(func(c *nats.Conn, _ *nats.Subscription, err error) { n.down(c, err) }),
-	}
+	)
 }
 
 // reconnectDelay doubles up to five seconds. The second half of it is random,
@@ -201,38 +201,54 @@ func (n *NATS) signal() {
 	}
 }
 
-func (n *NATS) down(_ *nats.Conn, err error) {
+func (n *NATS) down(c *nats.Conn, err error) {
 	if err == nil {
 		return
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.lost = err
+	if c == n.conn && n.options.staleLogin(err) {
+		n.conn, n.told = nil, false // the next Write connects anew
+		go c.Close()                // not by its own callback
+	}
 }
 
-// connect dials in the background: names have to be looked up, and a server
-// that does not answer takes two seconds.
+// connect dials in the background until there is a connection; the client then
+// mends it by itself. Names have to be looked up, and a server that does not
+// answer takes two seconds. n.mu is held.
 func (n *NATS) connect() {
 	n.dialing = true
 	go func() {
-		conn, err := nats.Connect(n.options.URL, n.dial...)
-		var streams jetstream.JetStream
-		if err == nil {
-			streams, err = jetstream.New(conn)
+		for attempt := 1; !n.dial(); attempt++ {
+			select {
+			case <-n.closing:
+				return
+			case <-time.After(reconnectDelay(attempt)):
+			}
 		}
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		n.dialing = false
-		if err != nil {
-			n.lost = err
-			return
-		}
-		n.conn, n.streams = conn, streams
-		if n.closed {
-			conn.Close()
-		}
-		n.signal()
 	}()
+}
+
+// dial makes one attempt, and returns whether it was the last.
+func (n *NATS) dial() bool {
+	conn, err := n.options.connect(n.behaviour()...)
+	var streams jetstream.JetStream
+	if err == nil {
+		streams, err = jetstream.New(conn)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err != nil {
+		n.lost = err
+		return n.closed
+	}
+	n.conn, n.streams, n.dialing = conn, streams, false
+	if n.closed {
+		conn.Close()
+	}
+	n.signal()
+	return true
 }
 
 // connected returns the connection, or why there is none.
@@ -243,12 +259,16 @@ func (n *NATS) connected() (*nats.Conn, error) {
 		return n.conn, nil
 	}
 	if n.conn == nil && !n.dialing && !n.closed {
-		n.connect()
+		n.connect() // anew; see down
 	}
-	if n.lost == nil {
+	lost := n.lost
+	if n.conn != nil && n.conn.LastError() != nil {
+		lost = n.conn.LastError() // of the latest attempt, if it got as far as TLS; no handler is told
+	}
+	if lost == nil {
 		return nil, fmt.Errorf("not connected to %s yet", n.server)
 	}
-	return nil, fmt.Errorf("not connected to %s: %w", n.server, n.lost)
+	return nil, fmt.Errorf("not connected to %s: %w%s", n.server, lost, n.options.hint(lost))
 }
 
 // Name is "nats".
@@ -358,81 +378,12 @@ func (n *NATS) refusesFirst(err error, events []*flows.Event) bool {
 func (n *NATS) Close() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.closed = true
+	if !n.closed {
+		n.closed = true
+		close(n.closing)
+	}
 	if n.conn != nil {
 		n.conn.Close()
 	}
 	return nil
-}
-
-// secrets are the options that authenticate.
-func (o *NATSOptions) secrets() ([]nats.Option, error) {
-	ways := 0
-	for _, set := range []bool{o.Credentials != "", o.NKey != "", o.Token != "", o.User != ""} {
-		if set {
-			ways++
-		}
-	}
-	switch {
-	case ways > 1:
-		return nil, errors.New("credentials, nkey, token and user exclude each other: set one of them")
-	case (o.User == "") != (o.Password == ""):
-		return nil, errors.New("user and password go together: password names the file that holds it")
-	case (o.Cert == "") != (o.Key == ""):
-		return nil, errors.New("cert and key go together")
-	}
-	if err := o.readable(); err != nil {
-		return nil, err
-	}
-	return o.secretOptions()
-}
-
-// readable tells a file that cannot be read now rather than at each connect.
-func (o *NATSOptions) readable() error {
-	files := []struct{ key, path string }{
-		{"credentials", o.Credentials}, {"nkey", o.NKey}, {"token", o.Token},
-		{"password", o.Password}, {"ca", o.CA}, {"cert", o.Cert}, {"key", o.Key},
-	}
-	for _, f := range files {
-		if f.path == "" {
-			continue
-		}
-		if _, err := os.ReadFile(f.path); err != nil {
-			return fmt.Errorf("%s: %w", f.key, err)
-		}
-	}
-	return nil
-}
-
-func (o *NATSOptions) secretOptions() (options []nats.Option, err error) {
-	var option nats.Option
-	switch {
-	case o.Credentials != "":
-		option = nats.UserCredentials(o.Credentials)
-	case o.NKey != "":
-		if option, err = nats.NkeyOptionFromSeed(o.NKey); err != nil {
-			return nil, fmt.Errorf("nkey: %s: %w", o.NKey, err)
-		}
-	case o.Token != "":
-		option = nats.TokenHandler(func() string { return secret(o.Token) })
-	case o.User != "":
-		option = nats.UserInfoHandler(func() (string, string) { return o.User, secret(o.Password) })
-	}
-	if option != nil {
-		options = append(options, option)
-	}
-	if o.CA != "" {
-		options = append(options, nats.RootCAs(o.CA))
-	}
-	if o.Cert != "" {
-		options = append(options, nats.ClientCert(o.Cert, o.Key))
-	}
-	return options, nil
-}
-
-// secret reads a file that holds one line. If it has become unreadable the
-// server will refuse the empty secret and the output will say so.
-func secret(path string) string {
-	text, _ := os.ReadFile(path)
-	return strings.TrimRight(string(text), "\r\n")
 }

@@ -14,7 +14,6 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/nats-io/nkeys"
 )
 
 // patience is what a test gives a server; it is not what anything takes.
@@ -443,41 +442,6 @@ func file(t testing.TB, content string) string {
 		t.Fatal(err)
 	}
 	return path
-}
-
-func TestNATSAuthentication(t *testing.T) {
-	user, err := nkeys.CreateUser()
-	if err != nil {
-		t.Fatal(err)
-	}
-	public, _ := user.PublicKey()
-	seed, _ := user.Seed()
-	credentials, certificates := newCredentials(t), newCertificates(t)
-	for _, c := range []struct {
-		name   string
-		server func(*server.Options)
-		client NATSOptions
-	}{
-		{"token", func(o *server.Options) { o.Authorization = "s3cret" }, NATSOptions{Token: file(t, "s3cret\n")}},
-		{"password", func(o *server.Options) { o.Username, o.Password = "flatd", "s3cret" },
-			NATSOptions{User: "flatd", Password: file(t, "s3cret")}},
-		{"nkey", func(o *server.Options) { o.Nkeys = []*server.NkeyUser{{Nkey: public}} }, NATSOptions{NKey: file(t, string(seed))}},
-		{"credentials", credentials.server, NATSOptions{Credentials: file(t, credentials.user)}},
-		{"tls", func(o *server.Options) { o.TLS, o.TLSConfig = true, certificates.server },
-			NATSOptions{CA: file(t, certificates.ca)}},
-		{"client certificate", func(o *server.Options) {
-			o.TLS, o.TLSVerify, o.TLSConfig = true, true, certificates.server
-		}, NATSOptions{CA: file(t, certificates.ca), Cert: file(t, certificates.ca), Key: file(t, certificates.key)}},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			o := serverOptions(t)
-			c.server(o)
-			c.client.URL = startServer(t, o).ClientURL()
-			out := newTestNATS(t, c.client)
-			awaitReady(t, out)
-			mustWrite(t, out, sample(1))
-		})
-	}
 }
 
 // A wrong secret is an error that says so, however often it is refused, and a

@@ -1,107 +1,155 @@
 package outputs
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
-	"math/big"
-	"net"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
-	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats-server/v2/server"
-	"github.com/nats-io/nkeys"
+
+	"github.com/flatd/flatd/bpf/testbed/broker"
 )
 
-// testCredentials are a user of an account of an operator, as JWTs.
-type testCredentials struct {
-	user   string // contents of a credentials file
-	server func(*server.Options)
+// refusals are in the errors that the secrets of another make lead to.
+var refusals = map[string]string{
+	"token":       "Authorization Violation (it was shown the token in /",
+	"password":    "Authorization Violation (it was shown the password in /",
+	"nkey":        "Authorization Violation (it was shown the nkey in /",
+	"credentials": "Authorization Violation (it was shown the credentials in /",
+	"tls":         "x509: ",
+	"certificate": "x509: ",
 }
 
-func newCredentials(t *testing.T) testCredentials {
+// TestNATSLogins logs in each way there is. Then the server wants other secrets:
+// the error says what was refused, and once the files have them, that is enough.
+func TestNATSLogins(t *testing.T) {
+	for _, l := range broker.Logins {
+		t.Run(l.Name, func(t *testing.T) {
+			t.Parallel() // nearly all of it is waiting
+			secrets := newSecretFiles(t)
+			demand := l.Demand(t)
+			secrets.put(t, demand)
+			o := serverOptions(t)
+			demand.Configure(o)
+			s := startServer(t, o)
+			options := secrets.options(NATSOptions{URL: s.ClientURL(), Mode: ModeCore}, demand)
+			out := newTestNATS(t, options)
+			awaitReady(t, out)
+			mustWrite(t, out, sample(1))
+			stopServer(s)
+
+			demand = l.Demand(t)
+			again := serverOptions(t)
+			again.Port = port(s)
+			demand.Configure(again)
+			startServer(t, again)
+			refused := func(err error) bool { return err != nil && strings.Contains(err.Error(), refusals[l.Name]) }
+			awaitWrite(t, out, refused)
+			late := newTestNATS(t, options) // one that is refused from the start
+			awaitWrite(t, late, refused)
+			secrets.put(t, demand)
+			delivered := func(err error) bool { return err == nil }
+			awaitWrite(t, out, delivered)
+			awaitWrite(t, late, delivered)
+		})
+	}
+}
+
+// secretFiles is a directory of files that options name.
+type secretFiles string
+
+func newSecretFiles(t *testing.T) secretFiles { return secretFiles(t.TempDir()) }
+
+func (dir secretFiles) put(t *testing.T, d broker.Demand) {
 	t.Helper()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
+	for key, content := range d.Files {
+		if err := os.WriteFile(filepath.Join(string(dir), key), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	pair := func(create func() (nkeys.KeyPair, error)) (nkeys.KeyPair, string) {
-		key, err := create()
-		must(err)
-		public, err := key.PublicKey()
-		must(err)
-		return key, public
+}
+
+// options are o with the files that satisfy d.
+func (dir secretFiles) options(o NATSOptions, d broker.Demand) NATSOptions {
+	o.User = d.User
+	for key, option := range map[string]*string{
+		"credentials": &o.Credentials, "nkey": &o.NKey, "token": &o.Token, "password": &o.Password,
+		"tls_ca": &o.CA, "tls_cert": &o.Cert, "tls_key": &o.Key,
+	} {
+		if _, wanted := d.Files[key]; wanted {
+			*option = filepath.Join(string(dir), key)
+		}
 	}
-	operator, operatorID := pair(nkeys.CreateOperator)
-	account, accountID := pair(nkeys.CreateAccount)
-	user, userID := pair(nkeys.CreateUser)
-
-	accountJWT, err := jwt.NewAccountClaims(accountID).Encode(operator)
-	must(err)
-	userJWT, err := jwt.NewUserClaims(userID).Encode(account)
-	must(err)
-	seed, err := user.Seed()
-	must(err)
-	file, err := jwt.FormatUserConfig(userJWT, seed)
-	must(err)
-
-	resolver := &server.MemAccResolver{}
-	must(resolver.Store(accountID, accountJWT))
-	return testCredentials{user: string(file), server: func(o *server.Options) {
-		o.JetStream = false // would need a system account
-		o.TrustedOperators = []*jwt.OperatorClaims{jwt.NewOperatorClaims(operatorID)}
-		o.TrustedOperators[0].Issuer = operatorID
-		o.AccountResolver = resolver
-	}}
+	return o
 }
 
-// testCertificates are one certificate for all: authority, server and client.
-type testCertificates struct {
-	ca, key string // PEM
-	server  *tls.Config
+// A server that wants a certificate says so to a client without one, and to one
+// whose certificate it does not trust.
+func TestNATSWithoutCertificate(t *testing.T) {
+	trusted, other := broker.NewCertificate(t), broker.NewCertificate(t)
+	o := serverOptions(t)
+	trusted.ServeVerified(o)
+	url := startServer(t, o).ClientURL()
+	for what, options := range map[string]NATSOptions{
+		"(it was shown no certificate: set tls_cert": {CA: file(t, trusted.PEM)},
+		"(it was shown the certificate in /":         {CA: file(t, trusted.PEM), Cert: file(t, other.PEM), Key: file(t, other.Key)},
+	} {
+		options.URL, options.Mode = url, ModeCore
+		out := newTestNATS(t, options)
+		awaitWrite(t, out, func(err error) bool { return err != nil && strings.Contains(err.Error(), what) })
+	}
 }
 
-func newCertificates(t *testing.T) testCertificates {
+// A server that wants a login says so to a client without one.
+func TestNATSWithoutLogin(t *testing.T) {
+	o := serverOptions(t)
+	o.Authorization = "s3cret"
+	out := newTestNATS(t, NATSOptions{URL: startServer(t, o).ClientURL()})
+	awaitWrite(t, out, func(err error) bool {
+		return err != nil && strings.Contains(err.Error(), "Authorization Violation (it was shown nothing: set credentials")
+	})
+}
+
+// awaitWrite writes an event until that goes as wanted.
+func awaitWrite(t *testing.T, out *NATS, wanted func(error) bool) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	ctx := deadline(t)
+	for {
+		_, err := out.Write(ctx, samples(1, 1))
+		if wanted(err) {
+			return
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("waited in vain; the last write ended with: %v", err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// The nkey of flatd's user is replaced, on the server and then in the file: the
+// service logs in with the new one.
+func TestServiceRotatesNKey(t *testing.T) {
+	oldPublic, oldSeed := broker.NKey(t)
+	newPublic, newSeed := broker.NKey(t)
+	watcher, watcherSeed := broker.NKey(t)
+	o := serverOptions(t)
+	o.Nkeys = []*server.NkeyUser{{Nkey: oldPublic}, {Nkey: watcher}}
+	s := startServer(t, o)
+	watch, err := (&NATSOptions{NKey: file(t, watcherSeed)}).secretOptions()
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "flatd test"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true,
-		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
+	seed := file(t, oldSeed)
+	newTestService(t, NATSOptions{URL: s.ClientURL(), NKey: seed})
+	request(t, client(t, s, watch...), echoSubject, "")
+	stopServer(s)
+
+	o.Nkeys = []*server.NkeyUser{{Nkey: newPublic}, {Nkey: watcher}}
+	s = restartServer(t, o, s)
+	if err := os.WriteFile(seed, []byte(newSeed), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	certificate, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AddCert(certificate)
-	return testCertificates{
-		ca:  string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})),
-		key: string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})),
-		server: &tls.Config{
-			Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
-			ClientCAs:    pool,
-		},
-	}
+	request(t, client(t, s, watch...), echoSubject, "")
 }
