@@ -306,29 +306,33 @@ func (v *veth) leftovers() (indexes []int) {
 	return indexes
 }
 
+// join puts a program of somebody else's into a tcx chain.
+func (v *veth) join(attach ebpf.AttachType, anchor link.Anchor) *testbed.Bystander {
+	v.t.Helper()
+	p := testbed.NewBystander(v.t)
+	device := v.device()
+	var l link.Link
+	var err error
+	v.client.Do(func() {
+		l, err = link.AttachTCX(link.TCXOptions{Interface: device.Index, Program: p.Program, Attach: attach, Anchor: anchor})
+	})
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	v.t.Cleanup(func() { l.Close() })
+	return p
+}
+
 func TestOtherTCXProgramsKeepRunning(t *testing.T) {
 	needTCX(t)
 	v := newVeth(t, TCX)
 	device := v.device()
-	join := func(anchor link.Anchor) *testbed.Bystander {
-		p := testbed.NewBystander(t)
-		var l link.Link
-		var err error
-		v.client.Do(func() {
-			l, err = link.AttachTCX(link.TCXOptions{Interface: device.Index, Program: p.Program, Attach: ebpf.AttachTCXIngress, Anchor: anchor})
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { l.Close() })
-		return p
-	}
-	behind := join(link.Tail())
+	behind := v.join(ebpf.AttachTCXIngress, link.Tail())
 	v.attach()
 	if got := v.chain(ebpf.AttachTCXIngress); len(got) != 2 || !sameProgram(v.programs.FlatIngress, got[0]) {
 		t.Errorf("chain %v, want ours at its head", got)
 	}
-	ahead := join(link.Head())
+	ahead := v.join(ebpf.AttachTCXIngress, link.Head())
 
 	v.measures(device.Index)
 	before, after := ahead.Packets(), behind.Packets()

@@ -84,18 +84,27 @@ func (c *Counters) Map() map[string]uint64 {
 func (s *State) Counters() (Counters, error) {
 	var sums Counters
 	for i := range sums {
-		var perCPU []uint64
-		if err := s.maps.FlatCounters.Lookup(uint32(i), &perCPU); err != nil {
-			return sums, fmt.Errorf("read counter %s: %w", Counter(i), err)
-		}
-		for _, v := range perCPU {
-			sums[i] += v
+		var err error
+		if sums[i], err = s.sum(Counter(i)); err != nil {
+			return sums, err
 		}
 	}
 	books := s.ledger.read()
 	sums[TimedOut] += books.timedOut
 	sums[HalfOpen] += books.halfOpen
 	return sums, nil
+}
+
+// sum is what all CPUs have counted.
+func (s *State) sum(c Counter) (sum uint64, err error) {
+	var perCPU []uint64
+	if err := s.maps.FlatCounters.Lookup(uint32(c), &perCPU); err != nil {
+		return 0, fmt.Errorf("read counter %s: %w", c, err)
+	}
+	for _, v := range perCPU {
+		sum += v
+	}
+	return sum, nil
 }
 
 // add raises a counter that no program writes: those "kept by user space".
@@ -114,11 +123,12 @@ func (s *State) add(c Counter, n uint64) error {
 // UntoldLoss returns how many finished exchanges found the ring full and have
 // not been reported as lost yet, by this daemon or one before it.
 func (s *State) UntoldLoss() (uint64, error) {
-	c, err := s.Counters()
+	told, err := s.sum(LossTold)
 	if err != nil {
 		return 0, err
 	}
-	return c[RingFull] - c[LossTold], nil
+	full, err := s.sum(RingFull)
+	return full - told, err
 }
 
 // TellLoss notes that n lost exchanges have been reported.

@@ -48,6 +48,7 @@ type ledgerBooks struct {
 	confirmed          uint64 // timeouts up to this one need not be reported again
 	released, before   released
 	since              uint64 // when these programs took over from older ones
+	notFollowed        uint64 // how many of the requests that found no room have been reported
 }
 
 func (b *ledgerBooks) claims() uint64 { return b.timedOut + b.halfOpen }
@@ -212,6 +213,19 @@ func (s *State) UnconfirmedTimeouts(visit func(Timeout)) {
 			Key: bytesOf(&c.key), Pending: bytesOf(&c.pending), Question: c.question.bytes(),
 		})
 	}
+}
+
+// ConfirmNotFollowed says that of the requests which found no room in the tables
+// so many have been reported, since the pins were made.
+func (s *State) ConfirmNotFollowed(number uint64) {
+	s.ledger.change(func(b *ledgerBooks) { b.notFollowed = number })
+}
+
+// NotFollowed is how many requests found no room in the tables since the pins
+// were made, and how many of them have been reported.
+func (s *State) NotFollowed() (number, reported uint64, err error) {
+	number, err = s.sum(PendingFull)
+	return number, min(s.ledger.read().notFollowed, number), err
 }
 
 // Released is how many records were read and released before r was opened, by

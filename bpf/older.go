@@ -17,8 +17,9 @@ import (
 // directory of its own. Its programs measure on beside those of State until
 // what they follow has come to its end (see TakeOver); then it is removed.
 //
-// Of its methods those of State may be used that read the ring, find and
-// confirm timeouts, and read the books.
+// Of its methods those of State may be used that read the ring, those that find
+// and confirm timeouts if CanSweep says so, and UntoldLoss and TellLoss if
+// CanCount does.
 type Older struct {
 	*State
 	ABI int
@@ -73,7 +74,11 @@ func openOlder(s *State, abi int) (*Older, error) {
 		return nil, err
 	}
 	o.maps.FlatEvents = o.take(kernelMapFlatEvents, ebpf.RingBuf, 0, 0)
-	o.maps.FlatCounters = o.take(kernelMapFlatCounters, ebpf.PerCPUArray, 4, 8)
+	if m := o.take(kernelMapFlatCounters, ebpf.PerCPUArray, 4, 8); m != nil && m.MaxEntries() == uint32(countersMax) {
+		o.maps.FlatCounters = m
+	} else if m != nil {
+		m.Close() // who knows which counter is which
+	}
 	key, value := uint32(unsafe.Sizeof(kernelFlatKey{})), uint32(unsafe.Sizeof(kernelFlatPending{}))
 	o.maps.FlatOurs = o.take(kernelMapFlatOurs, ebpf.Hash, key, value)
 	o.maps.FlatTheirs = o.take(kernelMapFlatTheirs, ebpf.Hash, key, value)
@@ -107,6 +112,10 @@ func (o *Older) take(name string, kind ebpf.MapType, key, value uint32) *ebpf.Ma
 func (o *Older) CanSweep() bool {
 	return o.maps.FlatOurs != nil && o.maps.FlatTheirs != nil && o.maps.FlatQuestions != nil && o.ledger != nil
 }
+
+// CanCount reports whether the counters are those that we know, so that
+// UntoldLoss and TellLoss may be used.
+func (o *Older) CanCount() bool { return o.maps.FlatCounters != nil }
 
 // Detach removes the older programs from every interface.
 func (o *Older) Detach() error {
@@ -145,13 +154,39 @@ func (s *State) Sleep() error { return s.RenewLease(1) }
 // RenewLease would be given. It returns since when they do, of CLOCK_BOOTTIME:
 // requests from then on are theirs, those before it the older programs'. That
 // is kept, and returned by TakenOver, over restarts.
-func (s *State) TakeOver(until uint64) (since uint64, err error) {
+func (s *State) TakeOver(o *Older, until uint64) (since uint64, err error) {
+	if err := s.inherit(o, BootTime()); err != nil {
+		return 0, err
+	}
 	if err := s.RenewLease(until); err != nil {
 		return 0, err
 	}
 	since = BootTime()
 	s.ledger.change(func(b *ledgerBooks) { b.since = since })
-	return since, nil
+	return since, s.inherit(o, since) // what has come meanwhile
+}
+
+// inherit has the programs know the requests from before a time that the older
+// ones follow, and the flows, for what these are: a SYN that is sent again, an
+// answer, a further datagram is nothing new, and not theirs to report.
+func (s *State) inherit(o *Older, before uint64) error {
+	if !o.CanSweep() {
+		return nil
+	}
+	var errs []error
+	for _, side := range []uint8{SideClient, SideServer} {
+		errs = append(errs, eachPending(o.table(side), func(key *kernelFlatKey, p *kernelFlatPending) error {
+			if p.FirstNs >= before {
+				return nil
+			}
+			known := *p
+			if isOpen(p) {
+				known.State = stateReported
+			}
+			return enter(s.table(side), key, &known)
+		}))
+	}
+	return errors.Join(errs...)
 }
 
 // TakenOver is what TakeOver returned to this daemon or one before it; 0: it

@@ -3,6 +3,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -29,8 +30,17 @@ const (
 	// (tcp_syn_retries = 6); until then it belongs to the same attempt.
 	synMemory = 70 * time.Second
 
-	sweepBatch = 4096
+	sweepBatch = 512
 )
+
+// batch is what is read of a table at once. There is a sweep each second, which
+// would else make more garbage than all that flatd does while little happens.
+type batch struct {
+	keys   [sweepBatch]kernelFlatKey
+	values [sweepBatch]kernelFlatPending
+}
+
+var batches = sync.Pool{New: func() any { return new(batch) }}
 
 // Swept is what one sweep saw.
 type Swept struct {
@@ -108,15 +118,15 @@ func since(now, then uint64) time.Duration { return time.Duration(max(int64(now-
 
 func eachPending(table *ebpf.Map, visit func(*kernelFlatKey, *kernelFlatPending) error) error {
 	var cursor ebpf.MapBatchCursor
-	keys := make([]kernelFlatKey, sweepBatch)
-	values := make([]kernelFlatPending, sweepBatch)
+	b := batches.Get().(*batch)
+	defer batches.Put(b)
 	for {
-		n, err := table.BatchLookup(&cursor, keys, values, nil)
+		n, err := table.BatchLookup(&cursor, b.keys[:], b.values[:], nil)
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("list open requests: %w", err)
 		}
 		for i := range n {
-			if visitErr := visit(&keys[i], &values[i]); visitErr != nil {
+			if visitErr := visit(&b.keys[i], &b.values[i]); visitErr != nil {
 				return visitErr
 			}
 		}

@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"net/netip"
+	"runtime"
 	"testing"
 	"time"
 	"unsafe"
@@ -173,4 +174,25 @@ func TestSleepsWhenTheLeaseIsOver(t *testing.T) {
 	}
 	k.handshake(1)
 	k.counted(counts{"requests": 1, "finished": 1})
+}
+
+// A sweep makes no garbage to speak of: there is one each second, whatever happens.
+func TestASweepAllocatesLittle(t *testing.T) {
+	k := openKernel(t)
+	sweep := func() {
+		if _, err := k.Sweep(BootTime(), time.Minute, func(uint8, []byte, []byte, []byte) {}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var before, after runtime.MemStats
+	sweep()
+	runtime.ReadMemStats(&before)
+	const sweeps = 100
+	for range sweeps {
+		sweep()
+	}
+	runtime.ReadMemStats(&after)
+	if each := (after.TotalAlloc - before.TotalAlloc) / sweeps; each > 16<<10 {
+		t.Errorf("%d octets per sweep", each)
+	}
 }

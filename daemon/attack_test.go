@@ -326,7 +326,7 @@ func newHall(t *testing.T, l limits) *hall {
 			t.Errorf("the server ended with %v", err)
 		}
 	})
-	for i := range recentMax {
+	for i := range RecentMax {
 		h.recent.add(&flows.Event{Kind: flows.KindTCP, Sequence: uint64(i)})
 	}
 	return h

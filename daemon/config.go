@@ -100,6 +100,7 @@ type NATS struct {
 	URL     string // one server, or several with commas between
 	Subject string // template
 	Mode    string // "auto", "core" or "jetstream"
+	Service bool   // answer requests, such as for the status
 
 	Credentials, NKey, Token string
 	User, Password           string
@@ -147,7 +148,7 @@ func Defaults() Config {
 				FailuresBurst:      2000,
 				Queue:              8192,
 			},
-			NATS:   NATS{Subject: "flatd.v1.{host}.{kind}.{result}", Mode: "auto", Queue: 65536},
+			NATS:   NATS{Subject: "flatd.v1.{host}.{kind}.{result}", Mode: "auto", Service: true, Queue: 65536},
 			Stdout: Stdout{Format: "json", Queue: 8192},
 		},
 	}

@@ -111,6 +111,7 @@ func TestProblems(t *testing.T) {
 		{"outputs.nats.url = \"nats://me:secret@localhost\"", `f:1: outputs.nats.url: has a user or password in it: want these in files, named by user and password, or by token`},
 		{"outputs.nats.subject = \"a.{port}\"", `f:1: outputs.nats.subject: subject "a.{port}": has an unknown placeholder {port}: there are {host}, {kind}, {result}, {side} and {interface}`},
 		{"outputs.nats.token = \"secret\"", `f:1: outputs.nats.token: is not an absolute path in quotes: want that of a file which holds the secret`},
+		{"outputs.nats.token = \"${CREDENTIALS_DIRECTORY}/s3cret\"", `f:1: outputs.nats.token: begins with a variable, and none is filled in: what LoadCredential= of the unit provides is in /run/credentials/flatd.service/`},
 		{"outputs.nats.token = 1234", `f:1: outputs.nats.token: is not an absolute path in quotes: want that of a file which holds the secret`},
 		{"outputs.nats.tls_cert = \"/cert\"", `f:1: outputs.nats.tls_cert: goes together with outputs.nats.tls_key, which is not set`},
 		{"outputs.nats.password = \"/p\"\noutputs.nats.user = \"a\\nb\"", `f:2: outputs.nats.user: "a\nb" is not a user: want a name of at most 255 characters`},

@@ -118,6 +118,7 @@ func natsKeys(n *NATS) []configKey {
 		{"outputs.nats.url", text(&n.URL, natsURL)},
 		{"outputs.nats.subject", text(&n.Subject, subject)},
 		{"outputs.nats.mode", word(&n.Mode, "auto", "core", "jetstream")},
+		{"outputs.nats.service", boolean(&n.Service)},
 		{"outputs.nats.credentials", secretFile(&n.Credentials)},
 		{"outputs.nats.nkey", secretFile(&n.NKey)},
 		{"outputs.nats.token", secretFile(&n.Token)},

@@ -53,6 +53,9 @@ func socketPath(s string) error {
 func secretFile(to *string) setter {
 	return func(value any) error {
 		s, ok := value.(string)
+		if ok && (strings.HasPrefix(s, "$") || strings.HasPrefix(s, "%")) {
+			return errors.New("begins with a variable, and none is filled in: what LoadCredential= of the unit provides is in /run/credentials/flatd.service/")
+		}
 		if !ok || s != "" && absolute(s) != nil {
 			return errors.New("is not an absolute path in quotes: want that of a file which holds the secret")
 		}

@@ -77,6 +77,7 @@ func (n NATS) table() map[string]any {
 		"url":         n.URL,
 		"subject":     n.Subject,
 		"mode":        n.Mode,
+		"service":     n.Service,
 		"credentials": n.Credentials,
 		"nkey":        n.NKey,
 		"token":       n.Token,

@@ -21,6 +21,7 @@ import (
 //	GET  /v1/status      how flatd is (Status)
 //	GET  /v1/events      recent events, JSON lines; ?follow=true goes on, see parseQuery
 //	GET  /v1/summary     the events of the latest summary, a JSON array; ?format=text a sentence each
+//	GET  /v1/histogram   the kernel's histograms of durations, see ParseHistogramQuery (Histograms)
 //	GET  /v1/interfaces  what is measured, and what is not and why
 //	GET  /v1/config      the configuration in force; ?format=toml as in the file
 //	POST /v1/reload      read the configuration again; root only
@@ -34,6 +35,7 @@ func (d *Daemon) controlRoutes(entrance *door) http.Handler {
 	})
 	mux.HandleFunc("GET /v1/events", d.serveEvents)
 	mux.HandleFunc("GET /v1/summary", d.serveSummary)
+	mux.HandleFunc("GET /v1/histogram", d.serveHistogram)
 	mux.HandleFunc("GET /v1/interfaces", func(w http.ResponseWriter, _ *http.Request) { answer(w, d.interfaces(), nil) })
 	mux.HandleFunc("GET /v1/config", d.serveConfig)
 	mux.HandleFunc("POST /v1/reload", entrance.rootOnly(d.serveReload))
@@ -62,23 +64,21 @@ func (s *service) serve(ctx context.Context, d *Daemon) error {
 }
 
 // serveAt answers on one socket until ctx ends. Followers end with it; others
-// have a second to read their answer.
+// have a second to read their answer. Who connects later finds the next daemon.
 func serveAt(ctx context.Context, l net.Listener, entrance *door, handler http.Handler) error {
 	server := entrance.server(ctx, handler)
-	ended := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(ended)
-		last, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		if server.Shutdown(last) != nil {
-			_ = server.Close() // whoever has not read it by now
-		}
-	})
+	stop := context.AfterFunc(ctx, func() { l.Close() })
 	err := server.Serve(l)
-	if stop() || !errors.Is(err, http.ErrServerClosed) {
+	if stop() {
 		return err // ctx has nothing to do with it
 	}
-	<-ended
+	// Not by Shutdown, which leaves those without an answer whose request it is
+	// still reading.
+	server.SetKeepAlivesEnabled(false)
+	last, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	entrance.empty(last)
+	_ = server.Close() // whoever has not read it by now
 	return nil
 }
 
@@ -158,6 +158,10 @@ func (d *Daemon) appendArray(dst []byte, events []flows.Event) []byte {
 	return append(dst, "\n]\n"...)
 }
 
+// OldestHeader is, in an answer of /v1/events, the time of the oldest event that
+// flatd remembers, if it has forgotten older ones.
+const OldestHeader = "Flatd-Oldest"
+
 // serveEvents writes events as JSON lines.
 func (d *Daemon) serveEvents(w http.ResponseWriter, r *http.Request) {
 	values, err := url.ParseQuery(r.URL.RawQuery)
@@ -173,13 +177,13 @@ func (d *Daemon) serveEvents(w http.ResponseWriter, r *http.Request) {
 	var events []flows.Event
 	var f *follower
 	if q.follow {
-		if events, f, err = d.recent.follow(q.limit, q.match); err != nil {
+		if events, f, err = d.recent.follow(q.limit, q.Match); err != nil {
 			refuse(w, http.StatusTooManyRequests, err)
 			return
 		}
 		defer d.recent.unfollow(f)
 	} else {
-		events = d.recent.latest(q.limit, q.match)
+		events = d.recent.latest(q.limit, q.Match)
 	}
 	stream := eventStream{
 		response: http.NewResponseController(w), writer: w, append: d.host.AppendJSON,
@@ -191,6 +195,9 @@ func (d *Daemon) serveEvents(w http.ResponseWriter, r *http.Request) {
 		stream.append = func(dst []byte, e *flows.Event) []byte { return d.host.AppendLine(dst, e, q.color) }
 	}
 	w.Header().Set("Content-Type", contentType)
+	if at, forgotten := d.recent.oldest(); forgotten {
+		w.Header().Set(OldestHeader, at.UTC().Format(time.RFC3339Nano))
+	}
 	for i := range events {
 		if stream.write(&events[i]) != nil {
 			return

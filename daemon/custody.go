@@ -11,8 +11,8 @@ type custody struct {
 	older   int // entries of an older state
 }
 
-// charge is one event in custody. Exactly one of position, timeout, lost and
-// older is set.
+// charge is one event in custody. Exactly one of position, timeout, lost,
+// notFollowed and older is set.
 type charge struct {
 	ticket   uint64
 	position uint64 // in the ring
@@ -20,6 +20,8 @@ type charge struct {
 	timeout  uint64 // its number
 	lost     uint64 // how many events the loss is about
 	older    bool   // from an older state, which forgets all such at once
+	// How many requests have found no room, with those that this event is about.
+	notFollowed uint64
 }
 
 // take returns the ticket by which the queues hold the event.
@@ -39,8 +41,9 @@ func (c *custody) take(e charge) (ticket uint64) {
 
 // settled is what the kernel's half may forget.
 type settled struct {
-	timeout uint64 // up to this number; 0: none
-	lost    uint64 // so many more
+	timeout     uint64 // up to this number; 0: none
+	lost        uint64 // so many more
+	notFollowed uint64 // up to this number; 0: none
 }
 
 // settle gives up what comes before the ticket that the queues still hold, or
@@ -53,6 +56,7 @@ func (c *custody) settle(held uint64, holding bool) (s settled) {
 		}
 		s.timeout = max(s.timeout, e.timeout)
 		s.lost += e.lost
+		s.notFollowed = max(s.notFollowed, e.notFollowed)
 		if e.older {
 			c.older--
 		}

@@ -4,7 +4,7 @@ import "testing"
 
 func TestCustody(t *testing.T) {
 	var c custody
-	for _, e := range []charge{{position: 8}, {timeout: 1}, {timeout: 2}, {position: 128, records: 1}, {lost: 5}, {older: true}} {
+	for _, e := range []charge{{position: 8}, {timeout: 1}, {timeout: 2}, {position: 128, records: 1}, {lost: 5}, {older: true}, {notFollowed: 9}} {
 		c.take(e)
 	}
 	check := func(what string, got, want settled) {
@@ -28,12 +28,12 @@ func TestCustody(t *testing.T) {
 	if c.empty() || c.older != 1 {
 		t.Errorf("empty %t, %d older; want what is not in the ring", c.empty(), c.older)
 	}
-	check("none held", c.settle(0, false), settled{timeout: 2, lost: 5})
+	check("none held", c.settle(0, false), settled{timeout: 2, lost: 5, notFollowed: 9})
 	if !c.empty() || c.older != 0 {
 		t.Errorf("empty %t, %d older after all was settled", c.empty(), c.older)
 	}
-	if ticket := c.take(charge{position: 256}); ticket != 7 {
-		t.Errorf("ticket %d after 6", ticket)
+	if ticket := c.take(charge{position: 256}); ticket != 8 {
+		t.Errorf("ticket %d after 7", ticket)
 	}
 }
 

@@ -49,9 +49,10 @@ type Daemon struct {
 	owners   *cgroups.Tree
 	service  *service
 
-	reloading sync.Mutex // one reload at a time
-	mu        sync.Mutex // guards config
-	config    Config
+	reloading   sync.Mutex // one reload at a time
+	mu          sync.Mutex // guards what follows
+	config      Config
+	natsService *outputs.NATSService // nil: none
 }
 
 // drainTime bounds how long a stop waits for the outputs.
@@ -128,6 +129,8 @@ func (d *Daemon) run(ctx context.Context) error {
 		d.links.learnNames(devices)
 	}
 
+	d.serveNATS(d.config.Outputs.NATS)
+
 	tasks, tasksCtx := errgroup.WithContext(ctx)
 	run := func(name string, task func(context.Context) error) {
 		tasks.Go(func() error {
@@ -146,6 +149,7 @@ func (d *Daemon) run(ctx context.Context) error {
 	run("readiness", func(ctx context.Context) error { return d.service.report(ctx, d) })
 
 	err = tasks.Wait()
+	d.serveNATS(NATS{})
 	return errors.Join(err, d.stop())
 }
 
@@ -242,6 +246,9 @@ func (d *Daemon) Reload() error {
 		return err
 	}
 	d.fanout.Replace(queues)
+	if config.Outputs.NATS != old.Outputs.NATS {
+		d.serveNATS(config.Outputs.NATS)
+	}
 	d.mu.Lock()
 	d.config = config
 	d.mu.Unlock()

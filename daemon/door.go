@@ -42,6 +42,7 @@ type door struct {
 	mu      sync.Mutex
 	guests  map[net.Conn]*guest
 	arrived uint64
+	left    chan struct{} // holds a token when somebody has gone
 }
 
 // guest is one connection. What changes is guarded by the door's mu.
@@ -54,7 +55,7 @@ type guest struct {
 }
 
 func newDoor(l limits, log *slog.Logger) *door {
-	return &door{limits: l, log: log, guests: make(map[net.Conn]*guest)}
+	return &door{limits: l, log: log, guests: make(map[net.Conn]*guest), left: make(chan struct{}, 1)}
 }
 
 // server answers with what handler makes of those whom the door lets in.
@@ -122,6 +123,26 @@ func (d *door) leave(c net.Conn) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.guests, c)
+	select {
+	case d.left <- struct{}{}:
+	default:
+	}
+}
+
+// empty waits until nobody is inside, or ctx ends.
+func (d *door) empty(ctx context.Context) {
+	inside := func() int {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return len(d.guests)
+	}
+	for inside() > 0 {
+		select {
+		case <-d.left:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // attend bounds each request. No route wants a body, so one is not waited for.

@@ -113,6 +113,7 @@ type setup struct {
 	quiet      bool     // no output: events are counted, summed up and remembered
 	stdout     *os.File // in place of what the process collects
 	args       []string
+	env        []string // beyond this process's
 }
 
 func newSetup(t testing.TB, host *testbed.Host, binary, config string) *setup {
@@ -137,6 +138,7 @@ func (s *setup) launch(t testing.TB) *process {
 	t.Helper()
 	p := &process{t: t, socket: s.socket(), ended: make(chan struct{}), cmd: s.host.Command(s.binary, append(s.args, "--config", s.write(t))...)}
 	p.more = sync.NewCond(&p.mu)
+	p.cmd.Env = append(os.Environ(), s.env...)
 	p.cmd.Stderr = &p.stderr
 	var out io.Reader = strings.NewReader("")
 	if s.stdout != nil {
@@ -227,10 +229,10 @@ func (p *process) waitN(what string, n int, wanted func(event) bool) []event {
 	defer timer.Stop()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for {
-		var found []event
-		for _, e := range p.events {
-			if wanted(e) {
+	var found []event
+	for seen := 0; ; {
+		for ; seen < len(p.events); seen++ {
+			if e := p.events[seen]; wanted(e) {
 				found = append(found, e)
 			}
 		}

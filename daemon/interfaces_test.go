@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -317,7 +318,7 @@ func TestManyInterfacesAtOnce(t *testing.T) {
 		m.stopped(func() {
 			m.batch(linkBatch("add", 0, unread))
 			m.batch(linkBatch("delete", 0, unread/2))
-			if !overrun(t, client) {
+			if dropped(t, client) == 0 {
 				t.Error("no message was dropped, so this shows nothing")
 			}
 		})
@@ -343,9 +344,35 @@ func TestManyInterfacesAtOnce(t *testing.T) {
 	})
 }
 
-// overrun reports whether the kernel has dropped messages for a netlink socket
-// of the namespace.
-func overrun(t *testing.T, h *testbed.Host) bool {
+// TestChangesThatAreDroppedAreLookedFor: while flatd does not read, routes that
+// are no news for it leave no room for the news. That some was dropped is all
+// that it hears of the new interface.
+func TestChangesThatAreDroppedAreLookedFor(t *testing.T) {
+	client, _ := testbed.Pair(t)
+	s := newImpatient(t, client, onlyByNews, "")
+	s.interfaces = `"eth0", "m*"`
+	m := &motion{t: t, host: client, mode: bpf.TCX, p: s.start(t), told: make(map[string]int)}
+	if bpf.HaveTCX() != nil {
+		m.mode = bpf.Clsact
+	}
+	m.stopped(func() {
+		var routes strings.Builder
+		for i := range 2000 {
+			fmt.Fprintf(&routes, "route add 198.18.%d.%d/32 dev eth0\n", i>>8, i&255)
+		}
+		m.batch(routes.String())
+		before := dropped(t, client)
+		m.ip("link", "add", "m0", "type", "veth", "peer", "name", "peer0")
+		if before == 0 || dropped(t, client) == before {
+			t.Error("the messages about the interface were not dropped, so this shows nothing")
+		}
+	})
+	m.attached("m0")
+}
+
+// dropped is how many messages the kernel has dropped for the netlink sockets of
+// the namespace.
+func dropped(t *testing.T, h *testbed.Host) (sum int) {
 	t.Helper()
 	out, err := h.Command("cat", "/proc/net/netlink").Output()
 	if err != nil {
@@ -354,11 +381,15 @@ func overrun(t *testing.T, h *testbed.Host) bool {
 	const protocol, drops = 1, 8 // columns
 	for line := range strings.Lines(string(out)) {
 		columns := strings.Fields(line)
-		if len(columns) > drops && columns[protocol] == fmt.Sprint(unix.NETLINK_ROUTE) && columns[drops] != "0" {
-			return true
+		if len(columns) > drops && columns[protocol] == fmt.Sprint(unix.NETLINK_ROUTE) {
+			n, err := strconv.Atoi(columns[drops])
+			if err != nil {
+				t.Fatal(err)
+			}
+			sum += n
 		}
 	}
-	return false
+	return sum
 }
 
 // TestRemovedProgramsArePutBack: at once where the kernel tells of the removal,
@@ -531,6 +562,54 @@ func TestOthersOnTheHookKeepWorking(t *testing.T) {
 			t.Errorf("%d programs are left", n)
 		}
 	})
+}
+
+// TestWhoIsAheadIsTold once for each change, in the log and as an event, which
+// say how to find the program.
+func TestWhoIsAheadIsTold(t *testing.T) {
+	client, _ := testbed.Pair(t)
+	s := newImpatient(t, client, 100*time.Millisecond, attachBy(bpf.Clsact))
+	p := s.start(t)
+	const first, second = "ingress: tc filter of priority 1, u32 (`tc filter show`)", "ingress: tc filter of priority 2, u32 (`tc filter show`)"
+	filter := func(command, priority string) {
+		t.Helper()
+		args := []string{"-n", client.Name, "filter", command, "dev", "eth0", "ingress", "prio", priority}
+		if command == "add" {
+			args = append(args, "protocol", "ip", "u32", "match", "ip", "src", "192.0.2.1")
+		}
+		testbed.Run(t, testbed.Tool(t, "tc"), args...)
+	}
+	ahead := func(what string, want ...string) {
+		t.Helper()
+		p.awaitInterfaces(what, func(all []InterfaceStatus) bool { return slices.Equal(all[0].Ahead, want) })
+	}
+	filter("add", "1")
+	ahead("the first filter", first)
+	(&motion{t: t, p: p}).stopped(func() { filter("delete", "1"); filter("add", "2") })
+	ahead("the second filter in its place", second)
+	filter("add", "1")
+	ahead("both filters", first, second)
+	(&motion{t: t, p: p}).stopped(func() { filter("delete", "1"); filter("delete", "2") })
+	ahead("no filter")
+	filter("add", "1")
+	ahead("the first filter again", first)
+
+	var told []string
+	for _, e := range p.end(syscall.SIGTERM) {
+		if isAction("preceded", "eth0")(e) {
+			told = append(told, e.Message)
+		}
+	}
+	want := []string{first, second, first + "; " + second, first}
+	if !slices.EqualFunc(told, want, strings.HasSuffix) {
+		t.Errorf("told %q, want %q", told, want)
+	}
+	for i, list := range []string{first, second, first + "; " + second} {
+		logged := strings.Count(p.stderr.String(), fmt.Sprintf("interface=eth0 ahead=%q", list))
+		if want := []int{2, 1, 1}[i]; logged != want {
+			t.Errorf("the log warns %d times of %q, want %d", logged, list, want)
+		}
+	}
 }
 
 // A filter that is not a program can swallow packets as well, and what tcx runs

@@ -2,14 +2,12 @@ package daemon
 
 import (
 	"net/http"
-	"strconv"
+	"runtime"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-
-	"github.com/flatd/flatd/bpf"
-	"github.com/flatd/flatd/flows"
 )
 
 // metricsHandler serves the kernel's counters and histograms and the outputs'
@@ -17,17 +15,18 @@ import (
 // and results are few.
 func (d *Daemon) metricsHandler() http.Handler {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(&collector{d})
+	registry.MustRegister(&collector{d}, collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
 }
 
 var (
-	buildMetric     = prometheus.NewDesc("flatd_build_info", "The version at work.", []string{"version"}, nil)
+	buildMetric     = prometheus.NewDesc("flatd_build_info", "The version at work, and of Go that built it.", []string{"version", "goversion"}, nil)
 	interfaceMetric = prometheus.NewDesc("flatd_interface_up", "1 if the interface is measured, 0 if it should be.", []string{"interface"}, nil)
 	counterMetric   = prometheus.NewDesc("flatd_kernel_total", "The kernel's counters by what they count.", []string{"counter"}, nil)
 	openMetric      = prometheus.NewDesc("flatd_open_requests", "Requests waiting for their answer.", []string{"side"}, nil)
-	readMetric      = prometheus.NewDesc("flatd_records_read_total", "Records read from the ring.", nil, nil)
-	decodeMetric    = prometheus.NewDesc("flatd_decode_errors_total", "Records that were not understood.", nil, nil)
+	ringMetric      = prometheus.NewDesc("flatd_ring_bytes", "The ring of finished exchanges: its size, what is not read yet, and what is read but kept until the outputs have it.", []string{"part"}, nil)
+	eventMetric     = prometheus.NewDesc("flatd_events_total", "Events of this daemon by origin: records from the ring, timeouts, exchanges of older programs, and events about flatd itself.", []string{"origin"}, nil)
+	decodeMetric    = prometheus.NewDesc("flatd_decode_errors_total", "Records from the ring that were not understood.", nil, nil)
 	outputMetric    = prometheus.NewDesc("flatd_output_events_total", "Events offered to an output, by what became of them.", []string{"output", "fate"}, nil)
 	queuedMetric    = prometheus.NewDesc("flatd_output_queued_events", "Events waiting for an output.", []string{"output"}, nil)
 	outputUpMetric  = prometheus.NewDesc("flatd_output_up", "1 unless the output's last write failed.", []string{"output"}, nil)
@@ -40,7 +39,7 @@ type collector struct{ d *Daemon }
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(to chan<- *prometheus.Desc) {
-	for _, m := range []*prometheus.Desc{buildMetric, interfaceMetric, counterMetric, openMetric, readMetric,
+	for _, m := range []*prometheus.Desc{buildMetric, interfaceMetric, counterMetric, openMetric, ringMetric, eventMetric,
 		decodeMetric, outputMetric, queuedMetric, outputUpMetric, durationMetric} {
 		to <- m
 	}
@@ -59,7 +58,7 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 		to <- prometheus.NewInvalidMetric(counterMetric, err)
 		return
 	}
-	gauge(buildMetric, 1, status.Version)
+	gauge(buildMetric, 1, status.Version, runtime.Version())
 	for name, up := range interfacesUp(status.Interfaces) {
 		gauge(interfaceMetric, truth(up), name)
 	}
@@ -68,8 +67,14 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	}
 	gauge(openMetric, float64(c.d.pipeline.open[0].Load()), "client")
 	gauge(openMetric, float64(c.d.pipeline.open[1].Load()), "server")
-	count(readMetric, status.Books.Read)
-	count(decodeMetric, status.Books.DecodeErrors)
+	ring, books := status.Ring, status.Books
+	for part, v := range map[string]int{"size": ring.Size, "backlog": ring.Backlog, "outstanding": ring.Outstanding} {
+		gauge(ringMetric, float64(v), part)
+	}
+	for origin, v := range map[string]uint64{"ring": books.Read, "timeout": books.TimeoutsSeen, "takeover": books.TakenOver, "own": books.Own} {
+		count(eventMetric, v, origin)
+	}
+	count(decodeMetric, books.DecodeErrors)
 	for _, o := range status.Outputs {
 		for fate, v := range map[string]uint64{"delivered": o.Delivered, "withheld": o.Withheld, "failed": o.Failed, "dropped": o.Dropped} {
 			count(outputMetric, v, o.Name, fate)
@@ -95,67 +100,6 @@ func interfacesUp(all []InterfaceStatus) map[string]bool {
 // interfaceLabel is a name as Prometheus takes it. The kernel lets interfaces
 // have names of nearly any bytes, labels are UTF-8.
 func interfaceLabel(name string) string { return strings.ToValidUTF8(name, "\uFFFD") }
-
-func (c *collector) collectHistograms(to chan<- prometheus.Metric) {
-	histograms, err := c.d.state.Histograms()
-	if err != nil {
-		to <- prometheus.NewInvalidMetric(durationMetric, err)
-		return
-	}
-	// An interface that was made anew has another index and the same name.
-	merged := make(map[histogramLabels]*bpf.Histogram)
-	names := *c.d.pipeline.names.Load()
-	for i := range histograms {
-		h := &histograms[i]
-		labels := labelsOf(h, names)
-		sum, ok := merged[labels]
-		if !ok {
-			merged[labels] = h
-			continue
-		}
-		sum.Sum += h.Sum
-		for b, n := range h.Buckets {
-			sum.Buckets[b] += n
-		}
-	}
-	for l, h := range merged {
-		to <- prometheus.MustNewConstHistogram(durationMetric, h.Count(), h.Sum.Seconds(), classicBuckets(h),
-			l.iface, l.kind, l.side, l.family, l.result)
-	}
-}
-
-type histogramLabels struct{ iface, kind, side, family, result string }
-
-func labelsOf(h *bpf.Histogram, names map[int]string) histogramLabels {
-	l := histogramLabels{
-		iface: strconv.Itoa(h.Ifindex), kind: flows.Kind(h.Kind).String(), side: flows.Side(h.Side).String(),
-		family: "ipv4", result: "answered", // a DNS answer, whatever its response code
-	}
-	if name, ok := names[h.Ifindex]; ok {
-		l.iface = interfaceLabel(name)
-	}
-	if h.IPv6 {
-		l.family = "ipv6"
-	}
-	if e := (flows.Event{Kind: flows.Kind(h.Kind), Result: flows.Result(h.Result)}); e.Kind != flows.KindDNS {
-		l.result = e.ResultName()
-	}
-	return l
-}
-
-// classicBuckets are cumulative counts by upper bound in seconds, one bucket
-// for each power of two.
-func classicBuckets(h *bpf.Histogram) map[float64]uint64 {
-	buckets := make(map[float64]uint64)
-	var sum uint64
-	for i, n := range h.Buckets {
-		sum += n
-		if i%4 == 0 && i < len(h.Buckets)-1 {
-			buckets[bpf.BucketBound(i).Seconds()] = sum
-		}
-	}
-	return buckets
-}
 
 func truth(b bool) float64 {
 	if b {

@@ -46,10 +46,12 @@ type pipeline struct {
 	measure atomic.Pointer[Measure]
 	filter  atomic.Pointer[Filter]
 
-	custody custody // for the goroutine of run alone
-	losing  uint64  // how many lost events are being told
+	custody custody       // for the goroutine of run alone, as are the next three
+	pause   time.Duration // how long records gather
+	losing  uint64        // how many lost events are being told
 	// What is lost before that is told together.
 	tellLossAgain time.Time
+	notFollowed   drops // requests that found no room in the tables
 
 	older *takeover // nil but for the time after an upgrade to another layout; changed under mu
 
@@ -61,6 +63,7 @@ type pipeline struct {
 	timeoutsOut  atomic.Uint64 // timeouts that the filter leaves out
 	takingOver   atomic.Bool
 	takenOver    atomic.Uint64   // exchanges of an older state
+	olderLost    atomic.Uint64   // those that its ring had no room for
 	own          atomic.Uint64   // events about flatd itself, and summaries
 	open         [2]atomic.Int64 // ours, theirs, as of the last sweep
 	backlog      atomic.Int64    // bytes of the ring not read yet
@@ -74,24 +77,28 @@ const (
 	lossPause = 10 * time.Second
 	// While records wait for their outputs the kernel does not wake the
 	// reader (see bpf.Reader), which then looks by itself this often.
-	pollEvery = 10 * time.Millisecond
+	pollEvery = 50 * time.Millisecond
 	// After records have come, more are let gather for so long: under load a
 	// wake-up then serves many events and not one. The kernel, for its part,
-	// wakes nobody meanwhile.
-	gatherTime = 10 * time.Millisecond
+	// wakes nobody meanwhile. It is the less at first, and where many come, for
+	// the ring has to hold them.
+	gatherLeast = 10 * time.Millisecond
+	gatherMost  = 50 * time.Millisecond
+	gatherMany  = 2048 // records; the ring holds 14 times as many
 	// How many records are read before the outputs' progress is looked at.
 	commitEvery = 1024
 	// What happened while no daemon was there may wait so long for room in the
 	// queues, which are smaller than the ring.
 	replayPatience = 5 * time.Second
 	replayStep     = 64
+	roomEvery      = time.Millisecond
 )
 
 func newPipeline(state *bpf.State, reader *bpf.Reader, fanout *outputs.Fanout, recent *recent, owners *cgroups.Tree, c Config, log *slog.Logger) *pipeline {
 	p := &pipeline{
 		state: state, reader: reader, fanout: fanout, recent: recent, owners: owners,
 		clock: flows.NewClock(), log: log, began: bpf.BootTime(), summary: newSummarizer(c.Summary),
-		readBefore: state.Released(reader),
+		readBefore: state.Released(reader), pause: gatherLeast,
 	}
 	p.measure.Store(&c.Measure)
 	p.filter.Store(&c.Filter)
@@ -144,11 +151,21 @@ func (p *pipeline) run(ctx context.Context) error {
 func (p *pipeline) gather() error {
 	n, err := p.readAll()
 	if err != nil || n == 0 {
+		p.pause = gatherLeast
 		return err
 	}
-	time.Sleep(gatherTime)
-	_, err = p.readAll()
+	time.Sleep(p.pause)
+	n, err = p.readAll()
+	p.pause = nextPause(p.pause, n)
 	return err
+}
+
+// nextPause is how long to let records gather if n came in the last pause.
+func nextPause(last time.Duration, n int) time.Duration {
+	if n > gatherMany {
+		return max(last/2, time.Millisecond)
+	}
+	return min(2*last, gatherMost)
 }
 
 // readAll takes what is in the ring and returns how many records that was.
@@ -168,8 +185,8 @@ func (p *pipeline) readAll() (n int, err error) {
 		item.Position = p.custody.take(charge{position: position, records: before})
 		replayed := item.Event.End < p.began
 		p.publish(item)
-		if replayed && n%replayStep == 0 && p.crowded() {
-			return n + 1, nil
+		if replayed && n%replayStep == 0 {
+			p.awaitRoom()
 		}
 		if n%commitEvery == commitEvery-1 {
 			if err := p.commit(); err != nil {
@@ -179,9 +196,11 @@ func (p *pipeline) readAll() (n int, err error) {
 	}
 }
 
-// crowded reports whether the reader had better wait for an output, and may.
-func (p *pipeline) crowded() bool {
-	return p.fanout.Crowded() && bpf.BootTime()-p.began < uint64(replayPatience)
+// awaitRoom waits for the outputs, if they are behind and it may.
+func (p *pipeline) awaitRoom() {
+	for p.fanout.Crowded() && bpf.BootTime()-p.began < uint64(replayPatience) {
+		time.Sleep(roomEvery)
+	}
 }
 
 // publish completes an event and hands it to everybody who wants it.
@@ -216,11 +235,16 @@ func (p *pipeline) commit() error {
 		p.release()
 		p.forced.Add(1)
 	}
-	p.commitOlder()
+	if err := p.commitOlder(); err != nil {
+		return err
+	}
 	p.backlog.Store(int64(p.reader.Backlog()))
 	p.outstanding.Store(int64(p.reader.Outstanding()))
 	if done.timeout > 0 {
 		p.state.ConfirmTimeouts(done.timeout)
+	}
+	if done.notFollowed > 0 {
+		p.state.ConfirmNotFollowed(done.notFollowed)
 	}
 	if done.lost == 0 {
 		return nil
@@ -255,7 +279,7 @@ func (p *pipeline) sweep() error {
 	}
 	p.open[0].Store(int64(swept.OpenOurs))
 	p.open[1].Store(int64(swept.OpenTheirs))
-	if err := p.tellLoss(); err != nil || p.older == nil {
+	if err := errors.Join(p.tellLoss(), p.tellNotFollowed()); err != nil || p.older == nil {
 		return err
 	}
 	return errors.Join(p.sweepOlder(limit), p.endTakeover(limit))
@@ -272,11 +296,12 @@ func (p *pipeline) tellUnconfirmed() {
 
 // timeout reports one request without an answer.
 func (p *pipeline) timeout(t bpf.Timeout) {
-	if wanted := p.filter.Load().Results; len(wanted) > 0 && !slices.Contains(wanted, "timeout") {
+	if !p.wantsTimeouts() {
 		p.timeoutsOut.Add(1)
 		p.custody.take(charge{timeout: t.Number}) // settled with what came before it
 		return
 	}
+	p.awaitRoom()
 	p.timedOut.Add(1)
 	item := p.decodeTimeout(t)
 	if item == nil {
@@ -284,6 +309,13 @@ func (p *pipeline) timeout(t bpf.Timeout) {
 	}
 	item.Position = p.custody.take(charge{timeout: t.Number})
 	p.publish(item)
+}
+
+// wantsTimeouts reports whether timeouts are among the results that the
+// configuration asks for. The kernel leaves out the others by itself.
+func (p *pipeline) wantsTimeouts() bool {
+	wanted := p.filter.Load().Results
+	return len(wanted) == 0 || slices.Contains(wanted, "timeout")
 }
 
 // decodeTimeout returns the event of a timeout, or counts an error and returns nil.
@@ -314,6 +346,28 @@ func (p *pipeline) tellLoss() error {
 	return nil
 }
 
+// tellNotFollowed reports how many requests found no room in the tables, also
+// while no daemon was there to sweep them.
+func (p *pipeline) tellNotFollowed() error {
+	number, reported, err := p.state.NotFollowed()
+	if err != nil {
+		return err
+	}
+	told := &p.notFollowed
+	if told.again.IsZero() {
+		told.told = reported // by daemons before this one
+	}
+	n, ok := told.due(time.Now(), number)
+	told.own = 0 // no event of ours is a request
+	if !ok {
+		return nil
+	}
+	p.log.Warn("the table of open requests was full; these requests are counted but not followed", "requests", n)
+	e := p.lossEvent(n, fmt.Sprintf("%d requests not followed: the table of open requests in the kernel was full", n))
+	p.emitIn(e, p.custody.take(charge{notFollowed: number}))
+	return nil
+}
+
 // tellSummary reports what the interval that has ended came to.
 func (p *pipeline) tellSummary(now time.Time) error {
 	counters, err := p.state.Counters()
@@ -322,7 +376,7 @@ func (p *pipeline) tellSummary(now time.Time) error {
 	}
 	a := accounts{
 		resultOut: counters[bpf.ResultOut] + p.timeoutsOut.Load(), tooFast: counters[bpf.TooFast],
-		sampledOut: counters[bpf.SampledOut], ringFull: counters[bpf.RingFull],
+		sampledOut: counters[bpf.SampledOut], ringFull: counters[bpf.RingFull] + p.olderLost.Load(),
 		halfOpen: counters[bpf.HalfOpen],
 	}
 	for _, s := range p.fanout.Stats() {

@@ -17,6 +17,7 @@ func FuzzQueryParameters(f *testing.F) {
 	f.Add("limit=%1b%5b2J")
 	f.Add("%1b%5b2J%e2%80%ae=x")
 	f.Add("peer=fe80::1%25eth0%1b&unit=a%0ab&slower=%ff&follow=%07&format=text&color=1")
+	f.Add("from=10.0.0.0/8&to=::/0&since=10m&since=2026-11-22T16:09:19Z&result=timeout")
 	f.Add("result=" + strings.Repeat(",", wordsMax))
 	events := []flows.Event{
 		{},
@@ -38,16 +39,16 @@ func FuzzQueryParameters(f *testing.F) {
 			}
 			return
 		}
-		if q.limit < 0 || q.limit > recentMax {
+		if q.limit < 0 || q.limit > RecentMax {
 			t.Errorf("limit %d", q.limit)
 		}
-		for _, n := range []int{len(q.kinds), len(q.sides), len(q.results), len(q.peers), len(q.ports), len(q.interfaces), len(q.units)} {
+		for _, n := range []int{len(q.kinds), len(q.sides), len(q.results), len(q.peers), len(q.from), len(q.to), len(q.ports), len(q.interfaces), len(q.units)} {
 			if n > wordsMax {
 				t.Errorf("a list of %d", n)
 			}
 		}
 		for i := range events {
-			q.match(&events[i])
+			q.Match(&events[i])
 		}
 	})
 }

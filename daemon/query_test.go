@@ -14,8 +14,8 @@ func TestQueryMatches(t *testing.T) {
 	e := flows.Event{
 		Kind: flows.KindTCP, Side: flows.SideClient, Result: flows.ResultEstablished, Duration: 5 * time.Millisecond,
 		Source: netip.MustParseAddrPort("192.0.2.1:40000"), Destination: netip.MustParseAddrPort("[2001:db8::1]:443"),
-		Interface: flows.Interface{Name: "eth0"},
-		Owner:     flows.OwnerOf("/user.slice/user-1000.slice/user@1000.service/app.slice/sync.service"),
+		Interface: flows.Interface{Name: "eth0"}, Time: time.Date(2026, 11, 22, 13, 0, 0, 0, time.UTC),
+		Owner: flows.OwnerOf("/user.slice/user-1000.slice/user@1000.service/app.slice/sync.service"),
 	}
 	for text, want := range map[string]bool{
 		"":                                 true,
@@ -28,6 +28,14 @@ func TestQueryMatches(t *testing.T) {
 		"peer=192.0.2.0/24":                true,
 		"peer=2001:db8::1":                 true,
 		"peer=192.0.2.2":                   false,
+		"to=2001:db8::/32":                 true,
+		"to=192.0.2.1":                     false,
+		"from=10.0.0.0/8,192.0.2.0/24":     true,
+		"from=2001:db8::1":                 false,
+		"from=192.0.2.1&to=2001:db8::1":    true,
+		"from=::ffff:192.0.2.1":            true,
+		"since=2026-11-22T13:00:00Z":       true,
+		"since=2026-11-22T13:00:00.1Z":     false,
 		"port=443":                         true,
 		"port=40000":                       true,
 		"port=80,22":                       false,
@@ -52,7 +60,7 @@ func TestQueryMatches(t *testing.T) {
 			t.Errorf("%q: %v", text, err)
 			continue
 		}
-		if got := q.match(&e); got != want {
+		if got := q.Match(&e); got != want {
 			t.Errorf("%q matches: %t, want %t", text, got, want)
 		}
 	}
@@ -69,8 +77,55 @@ func TestQueryUnitUnknown(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := q.match(&flows.Event{Kind: flows.KindTCP}); got != want {
+		if got := q.Match(&flows.Event{Kind: flows.KindTCP}); got != want {
 			t.Errorf("%q matches: %t, want %t", text, got, want)
+		}
+	}
+}
+
+// A duration is so long ago.
+func TestQuerySinceDuration(t *testing.T) {
+	q, err := parseQuery(url.Values{"since": {"1h"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ago, want := range map[time.Duration]bool{0: true, 50 * time.Minute: true, 2 * time.Hour: false} {
+		if got := q.Match(&flows.Event{Time: time.Now().Add(-ago)}); got != want {
+			t.Errorf("%v ago: %t, want %t", ago, got, want)
+		}
+	}
+}
+
+func TestHistogramQuery(t *testing.T) {
+	labels := histogramLabels{iface: "eth0", kind: "tcp", side: "client", family: "ipv4", result: "established"}
+	for text, want := range map[string]bool{
+		"": true, "kind=tcp,dns": true, "kind=dns": false, "side=client&family=ipv4": true, "family=ipv6": false,
+		"interface=lo&interface=eth0": true, "interface=lo": false, "result=established": true, "result=refused": false,
+	} {
+		values, err := url.ParseQuery(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q, err := ParseHistogramQuery(values)
+		if err != nil {
+			t.Errorf("%q: %v", text, err)
+		} else if got := q.match(labels); got != want {
+			t.Errorf("%q matches: %t, want %t", text, got, want)
+		}
+	}
+	for text, want := range map[string]string{
+		"kind=status":     "must be one of tcp, dns, udp, icmp",
+		"family=6":        "must be one of ipv4, ipv6",
+		"result=nxdomain": "must be one of established, answered, refused, unreachable",
+		"side=":           "must be one of client, server",
+		"to=10.0.0.1":     "known are kind, side, interface, family, result",
+	} {
+		values, err := url.ParseQuery(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ParseHistogramQuery(values); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: error %v, want one that says %q", text, err, want)
 		}
 	}
 }
@@ -83,6 +138,11 @@ func TestQueryRefusesWithReason(t *testing.T) {
 		"side=left":       "client, server",
 		"peer=10.0.0/8":   "10.0.0.0/8",
 		"port=70000":      "not a port",
+		"to=example.com":  "neither an address nor a prefix",
+		"result=timout":   "established, answered, refused",
+		"since=yesterday": "neither a duration",
+		"since=-10m":      "neither a duration",
+		"slower=-1s":      "not a duration",
 		"slower=fast":     "slower",
 		"unit=a b":        "not the name of a unit",
 		"unit=":           "not the name of a unit",
@@ -109,12 +169,12 @@ func TestRecent(t *testing.T) {
 			r.add(&flows.Event{Sequence: uint64(i)})
 		}
 	}
-	add(0, recentMax+10) // the first ten are forgotten
-	if got := r.latest(recentMax, all); len(got) != recentMax || got[0].Sequence != 10 || got[recentMax-1].Sequence != recentMax+9 {
+	add(0, RecentMax+10) // the first ten are forgotten
+	if got := r.latest(RecentMax, all); len(got) != RecentMax || got[0].Sequence != 10 || got[RecentMax-1].Sequence != RecentMax+9 {
 		t.Errorf("%d events from %d", len(got), got[0].Sequence)
 	}
 	odd := func(e *flows.Event) bool { return e.Sequence%2 == 1 }
-	if got := r.latest(2, odd); len(got) != 2 || got[0].Sequence != recentMax+7 || got[1].Sequence != recentMax+9 {
+	if got := r.latest(2, odd); len(got) != 2 || got[0].Sequence != RecentMax+7 || got[1].Sequence != RecentMax+9 {
 		t.Errorf("the latest two odd ones: %v", got)
 	}
 

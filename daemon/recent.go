@@ -3,12 +3,15 @@ package daemon
 import (
 	"errors"
 	"sync"
+	"time"
 
 	"github.com/flatd/flatd/flows"
 )
 
+// RecentMax is how many events the daemon remembers.
+const RecentMax = 1024
+
 const (
-	recentMax    = 1024 // events that are remembered
 	followersMax = 16
 	followerRoom = 1024 // events a follower may lag behind
 )
@@ -36,11 +39,11 @@ func newRecent() *recent { return &recent{followers: make(map[*follower]bool)} }
 func (r *recent) add(e *flows.Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.events) < recentMax {
+	if len(r.events) < RecentMax {
 		r.events = append(r.events, *e)
 	} else {
 		r.events[r.next] = *e
-		r.next = (r.next + 1) % recentMax
+		r.next = (r.next + 1) % RecentMax
 	}
 	for f := range r.followers {
 		if !f.keep(e) {
@@ -87,6 +90,17 @@ func (r *recent) follow(limit int, keep func(*flows.Event) bool) ([]flows.Event,
 	f := &follower{keep: keep, events: make(chan flows.Event, followerRoom)}
 	r.followers[f] = true
 	return r.latestLocked(limit, keep), f, nil
+}
+
+// oldest returns the time of the oldest event that is remembered, if any has been
+// forgotten.
+func (r *recent) oldest() (at time.Time, forgotten bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.events) < RecentMax {
+		return time.Time{}, false
+	}
+	return r.events[r.next].Time, true
 }
 
 func (r *recent) unfollow(f *follower) {

@@ -10,14 +10,13 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
 	sd "github.com/coreos/go-systemd/v22/daemon"
-
-	"github.com/flatd/flatd/bpf"
 )
 
 // The names of inherited sockets: FileDescriptorName= in flatd.socket and
@@ -126,6 +125,7 @@ func (s *service) report(ctx context.Context, d *Daemon) error {
 		"interfaces", len(d.state.Attachments()), "control", s.control.Addr())
 	s.notify(sd.SdNotifyReady + "\nSTATUS=" + d.statusLine())
 	d.tellStart()
+	debug.FreeOSMemory() // what the start took, mostly to load programs, is several times what comes after it
 
 	watchdog, err := sd.SdWatchdogEnabled(false)
 	if err != nil {
@@ -137,11 +137,7 @@ func (s *service) report(ctx context.Context, d *Daemon) error {
 	}
 	tick := time.NewTicker(pause)
 	defer tick.Stop()
-	told, notFollowed := make(map[string]*drops), new(drops)
-	counters, err := d.state.Counters()
-	if err != nil {
-		return err
-	}
+	told := make(map[string]*drops)
 	for {
 		select {
 		case <-ctx.Done():
@@ -149,7 +145,6 @@ func (s *service) report(ctx context.Context, d *Daemon) error {
 		case <-tick.C:
 		}
 		d.tellDrops(told)
-		d.tellNotFollowed(notFollowed, counters[bpf.PendingFull])
 		message := "STATUS=" + d.statusLine()
 		if stuck := d.stuck(); stuck == "" {
 			message += "\n" + sd.SdNotifyWatchdog

@@ -7,7 +7,6 @@ import (
 
 	"github.com/coreos/go-systemd/v22/journal"
 
-	"github.com/flatd/flatd/bpf"
 	"github.com/flatd/flatd/outputs"
 )
 
@@ -69,11 +68,15 @@ func (d *Daemon) openJournald(c Journald) (outputs.Output, error) {
 }
 
 func (d *Daemon) openNATS(c NATS) (outputs.Output, error) {
-	return outputs.NewNATS(outputs.NATSOptions{
+	return outputs.NewNATS(d.natsOptions(c))
+}
+
+func (d *Daemon) natsOptions(c NATS) outputs.NATSOptions {
+	return outputs.NATSOptions{
 		Host: &d.host, URL: c.URL, Subject: c.Subject, Mode: c.Mode,
 		Credentials: c.Credentials, NKey: c.NKey, Token: c.Token, User: c.User, Password: c.Password,
 		CA: c.TLSCA, Cert: c.TLSCert, Key: c.TLSKey,
-	})
+	}
 }
 
 func (d *Daemon) openStdout(c Stdout) (outputs.Output, error) {
@@ -145,19 +148,4 @@ func (d *Daemon) tellDrops(told map[string]*drops) {
 			}
 		}
 	}
-}
-
-// tellNotFollowed says how many requests found no room since this daemon began,
-// when there were so many before.
-func (d *Daemon) tellNotFollowed(told *drops, before uint64) {
-	counters, err := d.state.Counters()
-	if err != nil {
-		return // who asks for the status is told
-	}
-	n, ok := told.due(time.Now(), counters[bpf.PendingFull]-before)
-	if told.own = 0; !ok {
-		return
-	}
-	d.log.Warn("the table of open requests was full; these requests are counted but not followed", "requests", n)
-	d.pipeline.emit(d.pipeline.lossEvent(n, fmt.Sprintf("%d requests not followed: the table of open requests in the kernel was full", n)))
 }

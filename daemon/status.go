@@ -85,6 +85,9 @@ type Books struct {
 	DecodeErrors uint64 `json:"decode_errors"`
 	TakenOver    uint64 `json:"taken_over"` // exchanges of programs of an older layout
 	Own          uint64 `json:"own"`        // events about flatd itself, and summaries
+	// What the ring of those programs had no room for, as far as no daemon before
+	// this one has told. Some of it the new programs may have reported.
+	TakenOverLost uint64 `json:"taken_over_lost"`
 }
 
 // RingStatus is the state of the event ring, in bytes.
@@ -114,7 +117,8 @@ func (d *Daemon) Status() (Status, error) {
 			Replaced: counters[bpf.Replaced], PendingFull: counters[bpf.PendingFull],
 			ResultOut: counters[bpf.ResultOut], TooFast: counters[bpf.TooFast], SampledOut: counters[bpf.SampledOut], RingFull: counters[bpf.RingFull],
 			ReadBefore: p.readBefore, Read: p.read.Load(),
-			TimeoutsSeen: p.timedOut.Load(), TimeoutsOut: p.timeoutsOut.Load(), DecodeErrors: p.decodeErrors.Load(), Own: p.own.Load(), TakenOver: p.takenOver.Load(),
+			TimeoutsSeen: p.timedOut.Load(), TimeoutsOut: p.timeoutsOut.Load(), DecodeErrors: p.decodeErrors.Load(), Own: p.own.Load(),
+			TakenOver: p.takenOver.Load(), TakenOverLost: p.olderLost.Load(),
 		},
 		Ring: RingStatus{
 			Size: p.reader.Size(), Backlog: int(p.backlog.Load()),
@@ -188,6 +192,9 @@ func (d *Daemon) judge(s Status) (measuring bool, problems []string) {
 	}
 	if s.Books.RingFull > 0 {
 		problems = append(problems, fmt.Sprintf("%d events lost since the pins were made: the ring was full", s.Books.RingFull))
+	}
+	if s.Books.TakenOverLost > 0 {
+		problems = append(problems, fmt.Sprintf("%d events lost of those that programs of another layout were to report: their ring was full", s.Books.TakenOverLost))
 	}
 	if s.Books.PendingFull > 0 {
 		problems = append(problems, fmt.Sprintf("%d requests not followed since the pins were made: the table was full", s.Books.PendingFull))

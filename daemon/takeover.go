@@ -19,6 +19,7 @@ type takeover struct {
 	older    *bpf.Older
 	reader   *bpf.Reader
 	since    atomic.Uint64 // when the new programs were woken; 0: not yet
+	losing   uint64        // how many lost events are being told
 	detached bool
 }
 
@@ -43,9 +44,12 @@ func (p *pipeline) takeOver() error {
 	if !older.CanSweep() {
 		p.log.Warn("the older programs' requests cannot be read: those that are never answered will not be reported", "layout", older.ABI)
 	}
+	if !older.CanCount() {
+		p.log.Warn("the older programs' counters cannot be read: what their ring had no room for will not be told", "layout", older.ABI)
+	}
 	p.older = t
 	p.takingOver.Store(true)
-	return nil
+	return p.tellOlderLoss()
 }
 
 // wake begins to measure, now that the interfaces are attached.
@@ -55,7 +59,7 @@ func (p *pipeline) wake(keep time.Duration) error {
 	if !p.waking() {
 		return nil
 	}
-	since, err := p.state.TakeOver(leaseEnd(keep))
+	since, err := p.state.TakeOver(p.older.older, leaseEnd(keep))
 	p.older.since.Store(since)
 	return err
 }
@@ -73,7 +77,10 @@ func (t *takeover) olders(sent uint64) bool {
 
 // readOlder takes what is in the older ring.
 func (p *pipeline) readOlder() {
-	for {
+	for n := 1; ; n++ {
+		if n%replayStep == 0 {
+			p.awaitRoom()
+		}
 		record, _, ok := p.older.reader.Next()
 		if !ok {
 			return
@@ -113,23 +120,59 @@ func (p *pipeline) sweepOlder(limit time.Duration) error {
 }
 
 func (p *pipeline) olderTimeout(t bpf.Timeout) {
+	p.awaitRoom()
 	item := p.decodeTimeout(t)
 	if item == nil {
 		p.takenOver.Add(1)
 		return
 	}
-	p.publishOlder(item, item.Event.End-t.LimitNs)
+	sent := item.Event.End - t.LimitNs
+	if p.older.olders(sent) && !p.wantsTimeouts() {
+		p.timeoutsOut.Add(1)
+		item.Release()
+		return
+	}
+	p.publishOlder(item, sent)
+}
+
+// tellOlderLoss reports once what the older ring had no room for.
+func (p *pipeline) tellOlderLoss() error {
+	t := p.older
+	if !t.older.CanCount() {
+		return nil
+	}
+	untold, err := t.older.UntoldLoss()
+	if err != nil || untold == t.losing {
+		return err
+	}
+	lost := untold - t.losing
+	t.losing = untold
+	p.olderLost.Add(lost)
+	p.log.Warn("the older programs' ring was full; these exchanges are not reported", "lost", lost, "layout", t.older.ABI)
+	message := fmt.Sprintf("%d events lost: the ring of the older programs was full", lost)
+	if t.since.Load() != 0 { // some of these may be the new programs' to report
+		message = "up to " + message
+	}
+	p.emitIn(p.lossEvent(lost, message), p.custody.take(charge{older: true}))
+	return nil
 }
 
 // commitOlder lets the older state forget what every output has disposed of.
-func (p *pipeline) commitOlder() {
+func (p *pipeline) commitOlder() error {
 	if p.older == nil || p.custody.older > 0 {
-		return
+		return nil
 	}
-	p.older.reader.Commit()
-	if p.older.older.CanSweep() {
-		p.older.older.ConfirmTimeouts(p.older.older.LastTimeout())
+	t := p.older
+	t.reader.Commit()
+	if t.older.CanSweep() {
+		t.older.ConfirmTimeouts(t.older.LastTimeout())
 	}
+	if t.losing == 0 {
+		return nil
+	}
+	told := t.losing
+	t.losing = 0
+	return t.older.TellLoss(told)
 }
 
 // endTakeover removes the older state once nothing is left to come of it.
@@ -146,7 +189,10 @@ func (p *pipeline) endTakeover(limit time.Duration) error {
 		t.detached = true
 	}
 	p.readOlder()
-	if p.custody.older > 0 {
+	if err := p.tellOlderLoss(); err != nil {
+		return err
+	}
+	if t.reader.Backlog() > 0 || p.custody.older > 0 {
 		return nil // the outputs do not have all of it yet
 	}
 	p.older = nil

@@ -103,6 +103,9 @@ init() {
 	pivot_root . old
 	umount -l old
 	rmdir old
+	# What systemd does itself on a machine; it mounts a unit's credentials in
+	# another namespace, from where they have to get here.
+	mount --make-rshared /
 	exec env -i container=bed PATH=/usr/sbin:/usr/bin:/sbin:/bin \
 		/lib/systemd/systemd --system --log-target=journal
 }

@@ -23,15 +23,17 @@ import (
 )
 
 // patience bounds every wait for something that takes milliseconds.
-const patience = 30 * time.Second
+var patience = 30 * time.Second
 
 // bed is a running systemd with its journal, network and BPF file system.
 type bed struct {
-	dir string // on this machine; /bed in the bed
-	pid string // of its PID 1, on this machine
+	dir      string // on this machine; /bed in the bed
+	pid      string // of its PID 1, on this machine
+	since    string // the journal is this test's from then on, as journalctl's --since
+	watchdog int    // seconds that a daemon at work can be silent
 }
 
-// boot boots a bed that stands until the test ends.
+// boot boots a bed that stands until the test ends. In a guest, that is the bed.
 func boot(t *testing.T) *bed {
 	t.Helper()
 	testbed.Root(t)
@@ -41,8 +43,11 @@ func boot(t *testing.T) *bed {
 	if _, err := os.Stat("/lib/systemd/systemd"); err != nil {
 		testbed.Missing(t, "needs systemd (make setup-test installs it)")
 	}
+	if inGuest() {
+		return guestBed(t)
+	}
 
-	b := &bed{dir: t.TempDir()}
+	b := &bed{dir: t.TempDir(), since: "@0", watchdog: 3}
 	// cat ends, and the bed with it, when its standard input does, even if
 	// this process is killed.
 	cmd := exec.Command("./bed.sh", b.dir, "sh", "-c", "echo up; exec cat")
@@ -93,14 +98,27 @@ func (b *bed) try(t *testing.T, name string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// run runs a command in the bed that must succeed. If it does not, the journal
-// says why.
+// step runs one step of a longer test. If it fails, the journal says why.
+func (b *bed) step(t *testing.T, name string, f func(*testing.T)) (ok bool) {
+	t.Helper()
+	return t.Run(name, func(t *testing.T) {
+		since := fmt.Sprintf("--since=@%d", time.Now().Unix())
+		defer func() {
+			if t.Failed() {
+				journal, _ := b.try(t, "journalctl", "--no-pager", "-n", "100", since)
+				t.Logf("journal:\n%s", journal)
+			}
+		}()
+		f(t)
+	})
+}
+
+// run runs a command in the bed that must succeed.
 func (b *bed) run(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	out, err := b.try(t, name, args...)
 	if err != nil {
-		journal, _ := b.try(t, "journalctl", "--no-pager", "-n", "40")
-		t.Fatalf("%s %s: %v\n%s\njournal:\n%s", name, strings.Join(args, " "), err, out, journal)
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 	}
 	return out
 }
@@ -130,12 +148,23 @@ func (e entry) String() string {
 	return fmt.Sprintf("%v: %v -> %v:%v", e["MESSAGE"], e["SOURCE_IP"], e["DESTINATION_IP"], e["DESTINATION_PORT"])
 }
 
+// number is a field that has to be one.
+func (e entry) number(t *testing.T, name string) int64 {
+	t.Helper()
+	text, _ := e[name].(string)
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		t.Errorf("%s is %q: %v", name, text, err)
+	}
+	return n
+}
+
 // journal returns the entries that match, oldest first, all that have been
 // written so far.
 func (b *bed) journal(t *testing.T, matches ...string) []entry {
 	t.Helper()
 	b.run(t, "journalctl", "--sync")
-	text := b.run(t, "journalctl", append([]string{"--quiet", "-o", "json", "-u", "flatd"}, matches...)...)
+	text := b.run(t, "journalctl", append([]string{"--quiet", "-o", "json", "-u", "flatd", "--since", b.since}, matches...)...)
 	var entries []entry
 	decoder := json.NewDecoder(strings.NewReader(text))
 	for {
@@ -156,7 +185,7 @@ func (b *bed) await(t *testing.T, count int, matches ...string) []entry {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	cmd := b.command(ctx, "journalctl", append([]string{"-f", "-n", "all", "-o", "json", "-u", "flatd"}, matches...)...)
+	cmd := b.command(ctx, "journalctl", append([]string{"-f", "-n", "all", "-o", "json", "-u", "flatd", "--since", b.since}, matches...)...)
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -176,10 +205,8 @@ func (b *bed) await(t *testing.T, count int, matches ...string) []entry {
 	cancel()
 	cmd.Wait()
 	if len(entries) < count {
-		journal, _ := b.try(t, "journalctl", "--no-pager", "-n", "40")
 		status, _ := b.try(t, "flatctl", "status")
-		t.Fatalf("%d journal entries have %v, want %d\njournal:\n%s\nflatctl status:\n%s",
-			len(entries), matches, count, journal, status)
+		t.Fatalf("%d journal entries have %v, want %d\nflatctl status:\n%s", len(entries), matches, count, status)
 	}
 	return entries
 }
