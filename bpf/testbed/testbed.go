@@ -5,11 +5,13 @@ package testbed
 
 import (
 	"fmt"
+	"hash/fnv"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/vishvananda/netns"
@@ -159,17 +161,57 @@ func Run(t testing.TB, name string, args ...string) string {
 	return string(out)
 }
 
-// Build builds a command of the project and returns the binary's path.
+var (
+	builtMu sync.Mutex
+	built   = make(map[[2]string]string)
+)
+
+// Build builds a command of the project, once for all tests of a process, and
+// returns the binary's path. It stays in the user's cache until it is built anew.
 func Build(t testing.TB, name string, tags string) string {
 	t.Helper()
-	binary := filepath.Join(t.TempDir(), name)
-	build := exec.Command("go", "build", "-tags", tags, "-o", binary, "./cmd/"+name)
+	builtMu.Lock()
+	defer builtMu.Unlock()
+	binary, known := built[[2]string{name, tags}]
+	if known {
+		return binary
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree := fnv.New32a()
+	tree.Write([]byte(Tree(t)))
+	binary = filepath.Join(cache, "flatd-test", fmt.Sprintf("bin-%08x%s", tree.Sum32(), tags), name)
+	// Put in its place as a whole: others may run, or run with, what is there.
+	fresh := filepath.Join(t.TempDir(), name)
+	build := exec.Command("go", "build", "-tags", tags, "-o", fresh, "./cmd/"+name)
 	build.Dir = Tree(t)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build %s: %v\n%s", name, err, out)
 	}
+	if err := install(fresh, binary); err != nil {
+		t.Fatalf("build %s: %v", name, err)
+	}
+	built[[2]string{name, tags}] = binary
 	return binary
+}
+
+// install copies a binary to where another may be, without a moment of neither.
+func install(from, to string) error {
+	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+		return err
+	}
+	text, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	whole := fmt.Sprintf("%s.%d", to, os.Getpid())
+	if err := os.WriteFile(whole, text, 0o700); err != nil {
+		return err
+	}
+	return os.Rename(whole, to)
 }
 
 // Tree is the root of the project's tree.

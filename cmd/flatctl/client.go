@@ -27,7 +27,7 @@ func (c *client) do(ctx context.Context, method, path string) (*http.Response, e
 	if err != nil {
 		return nil, err
 	}
-	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", *c.socket)
 	}}
 	response, err := (&http.Client{Transport: transport}).Do(request)
@@ -38,24 +38,46 @@ func (c *client) do(ctx context.Context, method, path string) (*http.Response, e
 		return response, nil
 	}
 	defer response.Body.Close()
-	var refusal struct{ Error string }
-	if err := json.NewDecoder(io.LimitReader(response.Body, 1<<20)).Decode(&refusal); err != nil || refusal.Error == "" {
-		return nil, fmt.Errorf("flatd answered %s", response.Status)
+	var answer struct{ Error string }
+	if err := json.NewDecoder(io.LimitReader(response.Body, 1<<20)).Decode(&answer); err != nil || answer.Error == "" {
+		return nil, refusal("flatd answered " + response.Status)
 	}
-	return nil, errors.New(refusal.Error)
+	return nil, refusal(answer.Error)
 }
+
+// refusal is flatd's own word for why it does not do what it is asked.
+type refusal string
+
+// Error implements error.
+func (r refusal) Error() string { return string(r) }
+
+// advice is an error that says what to do about its cause.
+type advice struct {
+	text  string
+	cause error
+}
+
+func advise(cause error, format string, args ...any) error {
+	return &advice{fmt.Sprintf(format, args...), cause}
+}
+
+// Error implements error.
+func (a *advice) Error() string { return a.text }
+
+// Unwrap lets errors.Is find the cause.
+func (a *advice) Unwrap() error { return a.cause }
 
 // explain says what to do about a socket that does not answer.
 func (c *client) explain(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("no socket %s: flatd does not run; start it with `systemctl start flatd`, or name its socket with --socket", *c.socket)
+		return advise(err, "no socket %s: flatd does not run; start it with `systemctl start flatd`, or name its socket with --socket", *c.socket)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("nobody listens on %s: flatd does not run; start it with `systemctl start flatd`", *c.socket)
+		return advise(err, "nobody listens on %s: flatd does not run; start it with `systemctl start flatd`", *c.socket)
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("not allowed to use %s: be root or in the group flatd", *c.socket)
+		return advise(err, "not allowed to use %s: be root or in the group flatd", *c.socket)
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("flatd does not answer on %s; see `systemctl status flatd`", *c.socket)
+		return advise(err, "flatd does not answer on %s; see `systemctl status flatd`", *c.socket)
 	}
 	return err
 }
@@ -64,6 +86,11 @@ func (c *client) explain(err error) error {
 func (c *client) get(path string, to any) error {
 	ctx, cancel := context.WithTimeout(context.Background(), quickTime)
 	defer cancel()
+	return c.decode(ctx, path, to)
+}
+
+// decode is get within the time that ctx allows.
+func (c *client) decode(ctx context.Context, path string, to any) error {
 	response, err := c.do(ctx, http.MethodGet, path)
 	if err != nil {
 		return err

@@ -1,26 +1,51 @@
 package main
 
 import (
+	"context"
+	"io"
 	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/flatd/flatd/cmd/flatctl/top"
+	"github.com/flatd/flatd/daemon"
 	"github.com/flatd/flatd/flows"
 )
 
 // completions are what a shell offers as the value of a flag, wherever a command
-// has one of that name.
+// has one of that name; "command flag" prevails.
 var completions = map[string]cobra.CompletionFunc{
-	"interface": completeInterface,
-	"kind":      fixed("tcp", "dns", "udp", "icmp", "status", "summary"),
-	"limit":     cobra.NoFileCompletions,
-	"output":    fixed("text", "json"),
-	"peer":      cobra.NoFileCompletions,
-	"port":      cobra.NoFileCompletions,
-	"result":    fixed(flows.ResultNames()...),
-	"side":      fixed(flows.SideClient.String(), flows.SideServer.String()),
-	"slower":    cobra.NoFileCompletions,
-	"unit":      cobra.NoFileCompletions,
+	"columns":          several(fixed(append(columnNames(), fieldNames()...)...)),
+	"compare":          completeComparison,
+	"events output":    fixed("table", "line", "json"),
+	"family":           several(fixed(daemon.Families()...)),
+	"from":             cobra.NoFileCompletions,
+	"group":            fixed(top.Groups()...),
+	"histogram kind":   several(fixed("tcp", "dns", "udp", "icmp")),
+	"histogram result": several(fixed(answeredNames()...)),
+	"interface":        several(interfaceNames),
+	"interval":         cobra.NoFileCompletions,
+	"kind":             several(fixed(daemon.Kinds()...)),
+	"limit":            cobra.NoFileCompletions,
+	"nats":             cobra.NoFileCompletions,
+	"nats-user":        cobra.NoFileCompletions,
+	"output":           fixed("text", "json"),
+	"peer":             cobra.NoFileCompletions,
+	"port":             cobra.NoFileCompletions,
+	"result":           several(fixed(flows.ResultNames()...)),
+	"side":             several(fixed(daemon.Sides()...)),
+	"since":            cobra.NoFileCompletions,
+	"slower":           cobra.NoFileCompletions,
+	"sort":             fixed(top.Orders()...),
+	"subject":          cobra.NoFileCompletions,
+	"to":               cobra.NoFileCompletions,
+	"top output":       fixed("table", "json"),
+	"unit":             several(unitNames),
+	"window":           cobra.NoFileCompletions,
 }
 
 // completeAll tells the shell what may follow, in a command and all below it.
@@ -30,6 +55,14 @@ func completeAll(c *cobra.Command) {
 		c.ValidArgsFunction = cobra.NoFileCompletions
 	}
 	for name, complete := range completions {
+		if command, flag, ok := strings.Cut(name, " "); ok {
+			if command != c.Name() {
+				continue
+			}
+			name = flag
+		} else if completions[c.Name()+" "+name] != nil {
+			continue
+		}
 		if c.LocalFlags().Lookup(name) != nil {
 			// Fails only for a flag that is not there, or is registered twice.
 			_ = c.RegisterFlagCompletionFunc(name, complete)
@@ -44,14 +77,105 @@ func fixed(values ...string) cobra.CompletionFunc {
 	return cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)
 }
 
-func completeInterface(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+// several completes the last of several values, with commas between them, by one
+// that is not among the others.
+func several(complete cobra.CompletionFunc) cobra.CompletionFunc {
+	return func(c *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+		before, last := "", typed
+		if comma := strings.LastIndexByte(typed, ','); comma >= 0 {
+			before, last = typed[:comma+1], typed[comma+1:]
+		}
+		values, directive := complete(c, args, last)
+		var offers []string
+		for _, v := range values {
+			if !slices.Contains(strings.Split(before, ","), v) {
+				offers = append(offers, before+v)
+			}
+		}
+		return offers, directive
+	}
+}
+
+func fieldNames() (names []string) {
+	for _, f := range flows.Fields() {
+		names = append(names, f.Path)
+	}
+	return names
+}
+
+// answeredNames are the results that have a duration.
+func answeredNames() []string {
+	return slices.DeleteFunc(flows.ResultNames(), func(name string) bool { return name == "timeout" })
+}
+
+// completionTime is what flatd has to answer somebody who waits for the shell.
+const completionTime = 2 * time.Second
+
+// clientOf asks the flatd that the command line names.
+func clientOf(c *cobra.Command) (*client, context.Context, context.CancelFunc) {
+	socket := c.Flag("socket").Value.String()
+	ctx, cancel := context.WithTimeout(context.Background(), completionTime)
+	return &client{socket: &socket}, ctx, cancel
+}
+
+// interfaceNames are those that flatd measures or, if it does not answer, those
+// there are.
+func interfaceNames(c *cobra.Command, _ []string, _ string) (names []string, _ cobra.ShellCompDirective) {
+	client, ctx, cancel := clientOf(c)
+	defer cancel()
+	var measured []daemon.InterfaceStatus
+	if client.decode(ctx, "/v1/interfaces", &measured) == nil && len(measured) > 0 {
+		for _, i := range measured {
+			names = append(names, i.Name)
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
 	interfaces, err := net.Interfaces()
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
-	var names []string
 	for _, i := range interfaces {
 		names = append(names, i.Name)
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// unitNames are those of the events that flatd remembers.
+func unitNames(c *cobra.Command, _ []string, _ string) (names []string, _ cobra.ShellCompDirective) {
+	client, ctx, cancel := clientOf(c)
+	defer cancel()
+	response, err := client.do(ctx, http.MethodGet, "/v1/events?limit=1024")
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	defer response.Body.Close()
+	_ = read(io.LimitReader(response.Body, 8<<20), func(r *report) error { // what there is will do
+		if name := r.event.Owner.Service(); name != "" && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+		return nil
+	})
+	slices.Sort(names)
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeComparison offers the names of conditions, then the values of one.
+func completeComparison(c *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+	name, value, named := strings.Cut(typed, "=")
+	if !named {
+		offers := []string{compareNext, compareStart}
+		for _, name := range selectionNames() {
+			offers = append(offers, name+"=")
+		}
+		return offers, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
+	}
+	complete, known := c.GetFlagCompletionFunc(name)
+	if !known {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	values, directive := complete(c, args, value)
+	for i := range values {
+		values[i] = name + "=" + values[i]
+	}
+	return values, directive
 }

@@ -2,13 +2,21 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"net"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/flatd/flatd/bpf/testbed"
 )
 
 // complete returns what a shell offers after some words, and whether it offers
@@ -43,6 +51,17 @@ func TestCompletion(t *testing.T) {
 		{"events --side ", "server", false},
 		{"events --interface ", "lo", false},
 		{"events -o ", "json", false},
+		{"events -o ", "table", false},
+		{"events --result timeout,nx", "timeout,nxdomain", false},
+		{"events --columns time,fla", "time,flatd.rtt", false},
+		{"events --nats-creds ", "", true},
+		{"histogram -o ", "text", false},
+		{"histogram --kind tcp,", "tcp,udp", false},
+		{"histogram --compare ", "side=", false},
+		{"histogram --compare ", "next", false},
+		{"histogram --compare side=", "side=server", false},
+		{"histogram --compare interface=", "interface=lo", false},
+		{"histogram --compare kind=tcp,", "kind=tcp,dns", false},
 		{"summary --output ", "json", false},
 		{"config ", "check", false},
 		{"config check ", "", true},
@@ -51,6 +70,87 @@ func TestCompletion(t *testing.T) {
 		offers, files := complete(t, strings.Split(c.words, " ")...)
 		if !slices.Contains(offers, c.want) || files != c.files {
 			t.Errorf("flatctl %s: offers %q and files: %t; want %q among them and files: %t", c.words, offers, files, c.want, c.files)
+		}
+	}
+}
+
+// TestCompletionNotTwice: a value that has been given is not offered again, nor
+// one that makes no sense.
+func TestCompletionNotTwice(t *testing.T) {
+	for words, unwanted := range map[string]string{
+		"events --kind tcp,":    "tcp,tcp",
+		"histogram --kind ":     "status",
+		"histogram --result ":   "timeout",
+		"histogram --output ":   "line",
+		"events --unit nginx ,": "",
+	} {
+		if offers, _ := complete(t, strings.Split(words, " ")...); slices.Contains(offers, unwanted) && unwanted != "" {
+			t.Errorf("flatctl %s: offers %q", words, offers)
+		}
+	}
+}
+
+// TestCompletionOfLiveValues: interfaces and units are those of the flatd that is
+// asked.
+func TestCompletionOfLiveValues(t *testing.T) {
+	cgroup := newUnit(t, "flatctl-test.service")
+	s := newSite(t)
+	s.connectAs(cgroup)
+	s.awaitEvents(1)
+	if offers, _ := complete(t, "--socket", s.socket, "events", "--interface", ""); !slices.Equal(offers, []string{"eth0"}) {
+		t.Errorf("interfaces %q", offers)
+	}
+	if offers, _ := complete(t, "--socket", s.socket, "events", "--unit", ""); !slices.Equal(offers, []string{"flatctl-test.service"}) {
+		t.Errorf("units %q", offers)
+	}
+	out, status := s.run("histogram", "--unit", "flatctl-test", "-o", "json")
+	if got := decodeHistograms(t, []string{out}); status != 0 || len(got) != 1 || got[0].Count != 1 {
+		t.Errorf("status %d: %s", status, out)
+	}
+}
+
+// newUnit makes a cgroup that looks like a unit's, and returns its directory. It
+// is made before flatd starts, which looks for the mount.
+func newUnit(t *testing.T, name string) string {
+	t.Helper()
+	testbed.Root(t)
+	mount := t.TempDir()
+	if err := unix.Mount("cgroup2", mount, "cgroup2", 0, ""); err != nil {
+		testbed.Missing(t, "mount cgroup2: %v", err)
+	}
+	dir := filepath.Join(mount, name)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		testbed.Missing(t, "make a cgroup: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(os.Remove(dir), unix.Unmount(mount, unix.MNT_DETACH)); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// connectAs makes a connection from a cgroup.
+func (s *site) connectAs(cgroup string) {
+	s.t.Helper()
+	dir, err := os.Open(cgroup)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer dir.Close()
+	address := s.listener.Addr().(*net.TCPAddr)
+	cmd := s.client.Command("bash", "-c", fmt.Sprintf("exec 3<>/dev/tcp/%s/%d", address.IP, address.Port))
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		s.t.Fatalf("%v: %s", err, out)
+	}
+}
+
+// TestExamples: the help of every command shows how it is used.
+func TestExamples(t *testing.T) {
+	for _, c := range append(command().Commands(), configCommand(nil).Commands()...) {
+		if !strings.Contains(c.Example, "flatctl "+c.Name()) && !strings.Contains(c.Example, "flatctl config "+c.Name()) {
+			t.Errorf("%s has no example of itself: %q", c.Name(), c.Example)
 		}
 	}
 }

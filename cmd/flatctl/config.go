@@ -16,13 +16,17 @@ func configCommand(c *client) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "config",
 		Short: "Check, show or explain the configuration",
-		Args:  noArguments,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Example: `  flatctl config check
+  flatctl config default >/etc/flatd/flatd.toml`,
+		Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(&cobra.Command{
 		Use:   "check [FILE]",
 		Short: "Say what is wrong with the configuration, with file, line and key",
-		Args:  cobra.MaximumNArgs(1),
+		Example: `  flatctl config check && systemctl reload flatd
+  flatctl config check ./flatd.toml`,
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path := daemon.DefaultPath
 			if len(args) == 1 {
@@ -37,7 +41,9 @@ func configCommand(c *client) *cobra.Command {
 	}, &cobra.Command{
 		Use:   "show",
 		Short: "Print the configuration that flatd runs on",
-		Args:  noArguments,
+		Example: `  flatctl config show
+  flatctl config show | grep -A3 measure`,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), quickTime)
 			defer cancel()
@@ -46,7 +52,9 @@ func configCommand(c *client) *cobra.Command {
 	}, &cobra.Command{
 		Use:   "default",
 		Short: "Print the reference: every key, its meaning, unit, range and default",
-		Args:  noArguments,
+		Example: `  flatctl config default | less
+  flatctl config default >/etc/flatd/flatd.toml`,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := fmt.Fprint(cmd.OutOrStdout(), packaging.Config)
 			return err
@@ -65,6 +73,8 @@ interface, and its pins with all that was measured and not yet delivered.
 flatd must have been stopped. Other programs, filters and qdiscs stay.
 
 Stopping flatd alone leaves the programs in place, so that measuring goes on.`,
+		Example: `  systemctl stop flatd && flatctl detach
+  flatctl detach --config ./flatd.toml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			path := daemon.Defaults().PinPath
 			if c, err := daemon.Load(config); err == nil {

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/url"
 	"os"
@@ -30,6 +32,8 @@ func doctorCommand(c *client) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Examine this host: what flatd needs, a verdict each, and the remedy",
+		Example: `  flatctl doctor
+  flatctl doctor --config ./flatd.toml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			loaded, configErr := daemon.Load(config)
 			if configErr != nil {
@@ -43,32 +47,38 @@ func doctorCommand(c *client) *cobra.Command {
 				examineConfig(config, configErr),
 				examineJournald(loaded),
 				examineNATS(loaded),
-				examineDaemon(c),
 			}
-			w := tabwriter.NewWriter(plain{cmd.OutOrStdout()}, 0, 8, 2, ' ', 0)
-			bad := 0
-			for _, f := range findings {
-				mark := "ok"
-				if f.bad {
-					mark = "BAD"
-					bad++
-				} else if f.remedy != "" {
-					mark = "note"
-				}
-				fmt.Fprintf(w, "%s\t%s\t%s\n", mark, f.what, f.verdict)
-				if f.remedy != "" {
-					fmt.Fprintf(w, "\t\t-> %s\n", f.remedy)
-				}
-			}
-			w.Flush()
-			if bad > 0 {
-				return fmt.Errorf("%d things are in the way", bad)
-			}
-			return nil
+			findings = append(findings, examineDaemon(cmd.Context(), c)...)
+			return tellFindings(cmd.OutOrStdout(), findings)
 		},
 	}
 	cmd.Flags().StringVar(&config, "config", daemon.DefaultPath, "the configuration `file`")
 	return cmd
+}
+
+func tellFindings(to io.Writer, findings []finding) error {
+	w := tabwriter.NewWriter(plain{to}, 0, 8, 2, ' ', 0)
+	bad := 0
+	for _, f := range findings {
+		mark := "ok"
+		if f.bad {
+			mark = "BAD"
+			bad++
+		} else if f.remedy != "" {
+			mark = "note"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\n", mark, f.what, f.verdict)
+		if f.remedy != "" {
+			fmt.Fprintf(w, "\t\t-> %s\n", f.remedy)
+		}
+	}
+	if err := w.Flush(); err != nil || bad == 0 {
+		return err
+	}
+	if bad == 1 {
+		return errors.New("one thing is in the way")
+	}
+	return fmt.Errorf("%d things are in the way", bad)
 }
 
 func examineKernel() finding {
@@ -187,22 +197,40 @@ func hostPort(text string) string {
 	return u.Host
 }
 
-func examineDaemon(c *client) finding {
+// examineDaemon says whether flatd measures, then what it loses.
+func examineDaemon(ctx context.Context, c *client) []finding {
 	f := finding{what: "flatd"}
 	var s daemon.Status
 	if err := c.get("/v1/status", &s); err != nil {
 		f.verdict, f.bad = "does not answer", true
-		f.remedy = err.Error()
-		return f
+		f.remedy = strings.ReplaceAll(c.withState(ctx, err).Error(), "\n", "\n\t\t-> ")
+		return []finding{f}
 	}
 	f.verdict = s.Summary
-	remedies := s.Problems
+	advice := append(s.Problems, remedies(&s)...)
 	for _, i := range s.Interfaces {
 		for _, other := range i.Ahead {
-			remedies = append(remedies, fmt.Sprintf("on %s another sees the packets first, %s: if it swallows any, attach it behind flatd's", i.Name, other))
+			advice = append(advice, fmt.Sprintf("on %s another sees the packets first, %s: if it swallows any, attach it behind flatd's", i.Name, other))
 		}
 	}
-	f.remedy = strings.Join(remedies, "\n\t\t-> ")
-	f.bad = len(s.Problems) > 0 && !s.Measuring
+	f.remedy = strings.Join(advice, "\n\t\t-> ")
+	f.bad = !s.Measuring
+	return []finding{f, {what: "lost", verdict: losses(&s)}, examineBooks(&s)}
+}
+
+// examineBooks says what is left out of the events on purpose, which who looks
+// for an event in vain may have forgotten.
+func examineBooks(s *daemon.Status) finding {
+	f := finding{what: "left out", verdict: "nothing"}
+	b := &s.Books
+	if n := b.ResultOut + b.TooFast + b.SampledOut; n > 0 {
+		f.verdict = fmt.Sprintf("%d of %d exchanges: %d by `results`, %d by `min_duration`, %d by `sample`",
+			n, b.Finished, b.ResultOut, b.TooFast, b.SampledOut)
+	}
+	for _, o := range s.Outputs {
+		if o.Withheld > 0 {
+			f.verdict += fmt.Sprintf("; output %s withheld %d of %d events, by its budget", o.Name, o.Withheld, o.Offered)
+		}
+	}
 	return f
 }

@@ -1,73 +1,231 @@
 package main
 
 import (
+	"bufio"
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net/url"
 	"os"
 	"os/signal"
-	"strconv"
+	"strings"
+	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
-	"github.com/flatd/flatd/outputs"
+	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/flows"
 )
 
-// eventFilters are the flags that /v1/events knows as parameters.
+// eventFilters are the flags that are conditions of daemon.EventFilter.
 var eventFilters = []struct{ name, usage string }{
 	{"kind", "only this `kind`: tcp, dns, udp, icmp, status, summary"},
 	{"side", "only of this `side`: where this host asked (client) or was asked (server)"},
 	{"result", "only this `result`: established, refused, timeout, answered, nxdomain …"},
+	{"from", "only from this `address` or prefix: who asked"},
+	{"to", "only to this `address` or prefix: who was asked"},
 	{"peer", "only with this `address` or prefix at either end"},
 	{"port", "only with this `port` at either end"},
 	{"interface", "only on the interface of this `name`"},
-	{"unit", "only of this systemd `unit` on this host, such as nginx.service"},
+	{"unit", "only of this systemd `unit` on its host, such as nginx.service"},
 }
 
-func eventsCommand(c *client) *cobra.Command {
-	var follow bool
-	var limit int
-	var format, slower string
-	cmd := &cobra.Command{
-		Use:   "events",
-		Short: "Show recent events, and new ones as they happen",
-		Long: `Show recent events, and with -f new ones as they happen. flatd remembers the
-last 1024; the journal has more: journalctl -u flatd.
-
-A filter may be given several times, or with commas; one value must match.`,
-		Example: `  flatctl events -f
-  flatctl events -f --result refused,timeout
-  flatctl events --peer 10.0.0.0/8 --port 443 --slower 100ms
-  flatctl events -o json | jq .event.duration`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			query := url.Values{"limit": {strconv.Itoa(limit)}, "follow": {strconv.FormatBool(follow)}}
-			for _, f := range eventFilters {
-				if values, err := cmd.Flags().GetStringSlice(f.name); err == nil && len(values) > 0 {
-					query[f.name] = values
-				}
-			}
-			if slower != "" {
-				query.Set("slower", slower)
-			}
-			switch format {
-			case "json":
-			case "text":
-				query.Set("format", "text")
-				query.Set("color", strconv.FormatBool(outputs.UseColor(os.Stdout)))
-			default:
-				return fmt.Errorf("-o %s: must be text or json; %w", format, errUsage)
-			}
-			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt)
-			defer stop()
-			return c.copy(ctx, "/v1/events?"+query.Encode(), cmd.OutOrStdout())
-		},
-	}
-	flags := cmd.Flags()
-	flags.BoolVarP(&follow, "follow", "f", false, "go on with new events until interrupted")
-	flags.IntVarP(&limit, "limit", "n", 100, "the `number` of recent events to show at first")
-	flags.StringVarP(&format, "output", "o", "text", "`format` of each event: text or json")
-	flags.StringVar(&slower, "slower", "", "only what took at least this `duration`, such as 100ms")
+// filterFlags registers the conditions.
+func filterFlags(flags *pflag.FlagSet) {
 	for _, f := range eventFilters {
 		flags.StringSlice(f.name, nil, f.usage)
 	}
+	flags.String("slower", "", "only what took at least this `duration`, such as 100ms")
+	flags.String("since", "", "only what happened since this `time`: 10m ago, or 2026-11-22T16:09:19Z")
+}
+
+// conditions returns those that were given, checked, and since as a time.
+func conditions(flags *pflag.FlagSet) (url.Values, error) {
+	given := url.Values{}
+	for _, name := range daemon.EventFilterNames() {
+		values := valuesOf(flags, name)
+		if values == nil {
+			continue
+		}
+		var filter daemon.EventFilter
+		if err := filter.Set(name, values); err != nil {
+			return nil, fmt.Errorf("--%s %s: %w; %w", name, strings.Join(values, ","), err, errUsage)
+		}
+		given[name] = values
+	}
+	return given, absolute(given)
+}
+
+// valuesOf returns what a flag was given, nil if it was not.
+func valuesOf(flags *pflag.FlagSet, name string) []string {
+	f := flags.Lookup(name)
+	if f == nil || !f.Changed {
+		return nil
+	}
+	if list, ok := f.Value.(pflag.SliceValue); ok {
+		return list.GetSlice()
+	}
+	return []string{f.Value.String()}
+}
+
+type eventsFlags struct {
+	follow  bool
+	limit   int
+	format  string
+	columns []string
+	nats    natsFlags
+}
+
+const usualLimit = 100
+
+func eventsCommand(c *client) *cobra.Command {
+	var f eventsFlags
+	cmd := &cobra.Command{
+		Use:   "events",
+		Short: "Show recent events, and new ones as they happen",
+		Long: fmt.Sprintf(`Show recent events, and with -f new ones as they happen. flatd remembers the
+last %d; the journal has more: journalctl -u flatd.
+
+A filter may be given several times, or with commas; one value must match. All
+filters together must.
+
+With --nats events come from a NATS server, and may be of many hosts; with a
+second one the table gets a column for the host. The server has nothing past, so
+new events are shown until interrupted, as with -f. But if a JetStream stream
+has the subject, --since shows what the stream has since then, and ends there
+unless -f is given.
+
+While flatd or the server is away, -f waits for it and then goes on.`, daemon.RecentMax),
+		Example: `  flatctl events -f
+  flatctl events -f --result refused,timeout
+  flatctl events --to 10.0.0.0/8 --port 443 --slower 100ms --since 10m
+  flatctl events --kind dns --side client --unit nginx
+  flatctl events --columns time,destination,duration,flatd.rtt
+  flatctl events -o json | jq .event.duration
+  flatctl events --nats nats://10.99.0.1:4222 --subject 'flatd.v1.*.*.timeout'
+  flatctl events --nats nats://10.99.0.1:4222 --since 1h --to 10.0.0.7`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd, c) },
+	}
+	flags := cmd.Flags()
+	flags.BoolVarP(&f.follow, "follow", "f", false, "go on with new events until interrupted")
+	flags.IntVarP(&f.limit, "limit", "n", usualLimit, "the `number` of past events to show at most, the latest; with --since all, if not given")
+	flags.StringVarP(&f.format, "output", "o", "table", "`format` of the events: table, line or json")
+	flags.StringSliceVar(&f.columns, "columns", flows.DefaultColumns(), "the `columns` of the table: "+strings.Join(columnNames(), ", ")+", or any field, such as flatd.rtt")
+	flags.Lookup("columns").DefValue = strings.Join(flows.DefaultColumns(), ", ") // for the help
+	filterFlags(flags)
+	f.nats.register(flags)
 	return cmd
+}
+
+func columnNames() (names []string) {
+	for _, c := range flows.Columns() {
+		names = append(names, c.Name)
+	}
+	return names
+}
+
+func (f *eventsFlags) run(cmd *cobra.Command, c *client) error {
+	given, err := conditions(cmd.Flags())
+	if err != nil {
+		return err
+	}
+	say := sayTo(cmd.ErrOrStderr())
+	from, err := f.nats.source(cmd.Flags(), c, say)
+	if err != nil {
+		return err
+	}
+	r := request{conditions: given, limit: f.limit, follow: f.follow}
+	if err := f.bound(cmd.Flags(), from, &r); err != nil {
+		return err
+	}
+	out := bufio.NewWriter(cmd.OutOrStdout())
+	show, err := f.form(cmd, out, r.follow)
+	if err != nil {
+		return err
+	}
+	ctx, stop := interruptible(cmd.Context())
+	defer stop()
+	ctx, cancel := untilClosed(ctx, cmd.OutOrStdout())
+	defer cancel()
+	shown := false
+	err = from.events(ctx, r, func(one *report) error {
+		shown = true
+		if err := show.show(one); err != nil || !r.follow {
+			return err
+		}
+		return out.Flush()
+	})
+	if err == nil && !shown && !r.follow {
+		say("no event matches")
+	}
+	return errors.Join(err, show.end(), out.Flush())
+}
+
+// bound says how far back events go.
+func (f *eventsFlags) bound(flags *pflag.FlagSet, from source, r *request) error {
+	_, remote := from.(*natsSource)
+	since, limited := r.conditions.Has("since"), flags.Changed("limit")
+	switch {
+	case limited && (f.limit < 0 || f.limit > daemon.RecentMax):
+		return fmt.Errorf("--limit %d: must be from 0 to %d; %w", f.limit, daemon.RecentMax, errUsage)
+	case limited && remote && !since:
+		return fmt.Errorf("--limit: a NATS server has nothing past, but a stream of it may: say --since; %w", errUsage)
+	case limited:
+	case remote:
+		r.limit = unlimited
+	case since:
+		r.limit = daemon.RecentMax
+	}
+	r.follow = r.follow || remote && !since
+	return nil
+}
+
+func (f *eventsFlags) form(cmd *cobra.Command, out io.Writer, live bool) (form, error) {
+	chosen := cmd.Flags().Changed("columns")
+	if chosen && f.format != "table" {
+		return nil, fmt.Errorf("--columns is for -o table; %w", errUsage)
+	}
+	terminal := terminalOf(cmd.OutOrStdout())
+	switch f.format {
+	case "json":
+		return jsonForm{out}, nil
+	case "line":
+		return &lineForm{to: out, terminal: terminal}, nil
+	case "table":
+	default:
+		return nil, fmt.Errorf("-o %s: must be table, line or json; %w", f.format, errUsage)
+	}
+	table := &tableForm{to: out, terminal: terminal, chosen: chosen, live: live}
+	for _, name := range f.columns {
+		column, ok := flows.ColumnOf(name)
+		if !ok {
+			return nil, fmt.Errorf("--columns: no column %q: there are %s, and every field; %w", name, strings.Join(columnNames(), ", "), errUsage)
+		}
+		table.columns = append(table.columns, column)
+	}
+	return table, nil
+}
+
+// sayTo tells people on the side, a line each.
+func sayTo(w io.Writer) func(format string, args ...any) {
+	return func(format string, args ...any) { fmt.Fprintf(plain{w}, "flatctl: "+format+"\n", args...) }
+}
+
+// absolute makes of since, a while ago, the time that is.
+func absolute(s url.Values) error {
+	var filter daemon.EventFilter
+	if !s.Has("since") {
+		return nil
+	}
+	err := filter.Set("since", s["since"])
+	s.Set("since", filter.Since().Format(time.RFC3339Nano))
+	return err
+}
+
+// interruptible ends with Ctrl-C.
+func interruptible(ctx context.Context) (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 }

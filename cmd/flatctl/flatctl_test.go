@@ -80,6 +80,7 @@ func (s *site) stopFlatd() {
 func (s *site) run(args ...string) (out string, status int) {
 	s.t.Helper()
 	command := exec.Command(s.flatctl, append([]string{"--socket", s.socket}, args...)...)
+	command.Env = append(os.Environ(), "LC_ALL=C")
 	text, _ := command.CombinedOutput()
 	return string(text), command.ProcessState.ExitCode()
 }
@@ -145,8 +146,13 @@ func TestFlatctl(t *testing.T) {
 		{"status --json", 0, []string{`"measuring": true`}},
 		{"events --result established --port " + port, 0, []string{"tcp", "established", s.server.V4 + ":" + port}},
 		{"events -n 1 -o json --kind status", 0, []string{`"dataset":"flatd.status"`}},
-		{"events -o yaml", 2, []string{"text or json"}},
-		{"events --port http", 1, []string{"not a port number"}},
+		{"events --to " + s.server.V4 + " -o line", 0, []string{"tcp", "established", s.server.V4 + ":" + port}},
+		{"events --from " + s.server.V4, 0, []string{"no event matches"}},
+		{"events --columns duration,flatd.side --port " + port, 0, []string{"DURATION  FLATD.SIDE", "client"}},
+		{"events -o yaml", 2, []string{"table, line or json"}},
+		{"events --port http", 2, []string{"--port http", "not a port number"}},
+		{"histogram --kind tcp", 0, []string{"kind=tcp: ", "p50 < ", "from |"}},
+		{"histogram --kind tcp --compare kind=udp", 0, []string{"A: kind=tcp", "B: kind=udp"}},
 		{"summary -o yaml", 2, []string{"text or json"}},
 		{"interfaces", 0, []string{"eth0", "tcx"}},
 		{"config show", 0, []string{`interfaces = ["eth0"]`, "[measure]", "[outputs.nats]"}},

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -23,7 +25,9 @@ const (
 var errUsage = errors.New("see `flatctl --help`")
 
 func main() {
-	if err := command().Execute(); err != nil {
+	// Who writes into a pipe that nobody reads gets an error, and is not killed.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	if err := command().Execute(); err != nil && !errors.Is(err, syscall.EPIPE) {
 		fmt.Fprintf(os.Stderr, "flatctl: %v\n", err)
 		if errors.Is(err, errUsage) {
 			os.Exit(exitUsage)
@@ -38,8 +42,10 @@ func command() *cobra.Command {
 		Use:   "flatctl",
 		Short: "Talk to flatd, which measures how long the network takes to answer",
 		Example: `  flatctl status                       is it measuring, does it lose anything
+  flatctl top                          who answers how fast, live
   flatctl events -f                    what it sees, live
   flatctl events --result timeout      who never got an answer
+  flatctl histogram --kind dns         how long answers took, drawn
   flatctl summary                      what the last minute came to
   flatctl doctor                       what is missing on this host, and the remedy`,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -63,6 +69,8 @@ func command() *cobra.Command {
 	root.AddCommand(
 		statusCommand(c),
 		eventsCommand(c),
+		topCommand(c),
+		histogramCommand(c),
 		summaryCommand(c),
 		interfacesCommand(c),
 		configCommand(c),
@@ -93,6 +101,7 @@ func reloadCommand(c *client) *cobra.Command {
 		Short: "Have flatd read its configuration again",
 		Long: `Have flatd read its configuration again. It is in force when the command
 returns. If anything is wrong with it nothing changes, and the error says what.`,
+		Example: `  flatctl config check && flatctl reload`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := c.post("/v1/reload"); err != nil {
 				return fmt.Errorf("reload: %w", err)
@@ -105,8 +114,9 @@ returns. If anything is wrong with it nothing changes, and the error says what.`
 
 func versionCommand(c *client) *cobra.Command {
 	return &cobra.Command{
-		Use:   "version",
-		Short: "Print the versions of flatctl and of the flatd at work",
+		Use:     "version",
+		Short:   "Print the versions of flatctl and of the flatd at work",
+		Example: `  flatctl version`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			fmt.Fprintf(cmd.OutOrStdout(), "flatctl %s\n", version)
 			var s daemon.Status

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"sort"
@@ -14,33 +16,83 @@ import (
 	"github.com/flatd/flatd/daemon"
 )
 
+type statusFlags struct {
+	json, counters bool
+	interval       time.Duration
+	nats           natsFlags
+}
+
 func statusCommand(c *client) *cobra.Command {
-	var asJSON, counters bool
+	var f statusFlags
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show whether flatd measures, where events go and what is lost",
-		Long: `Show whether flatd measures, where events go and what is lost.
+		Long: `Show whether flatd measures, where events go and what is lost, and, if there is a
+problem, what to do.
+
+With --nats it is a line for each host whose flatd the NATS server knows: whether
+it measures, since when it runs, its events a second, what is lost, and outputs
+that are in trouble.
 
 The exit status is 0 if all is well and 1 if flatd does not measure, does not
 answer, or reports a problem.`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			var s daemon.Status
-			if err := c.get("/v1/status", &s); err != nil {
-				return err
-			}
-			if asJSON {
-				return printJSON(cmd.OutOrStdout(), s)
-			}
-			printStatus(cmd.OutOrStdout(), &s, counters)
-			if len(s.Problems) > 0 {
-				return fmt.Errorf("%d problems, see above", len(s.Problems))
-			}
-			return nil
-		},
+		Example: `  flatctl status
+  flatctl status --counters | grep full
+  flatctl status --json | jq .books
+  flatctl status --nats nats://10.99.0.1:4222`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd, c) },
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print it as JSON, as GET /v1/status does")
-	cmd.Flags().BoolVar(&counters, "counters", false, "add the kernel's counters, one for each way a packet can end")
+	flags := cmd.Flags()
+	flags.BoolVar(&f.json, "json", false, "print it as JSON, as GET /v1/status does; with --nats a list, by host")
+	flags.BoolVar(&f.counters, "counters", false, "add the kernel's counters, one for each way a packet can end")
+	flags.DurationVar(&f.interval, "interval", fleetInterval, "with --nats, count events for this `duration`")
+	f.nats.register(flags)
+	_ = flags.MarkHidden("subject") // it is of events; fails only if there is no such flag
 	return cmd
+}
+
+func (f *statusFlags) run(cmd *cobra.Command, c *client) error {
+	asked, err := f.nats.fleet(cmd.Flags(), c)
+	if err != nil {
+		return err
+	}
+	defer asked.close()
+	if _, remote := asked.(*natsFleet); remote {
+		return f.runFleet(cmd, asked)
+	}
+	var s daemon.Status
+	if err := c.get("/v1/status", &s); err != nil {
+		return c.withState(cmd.Context(), err)
+	}
+	if f.json {
+		err = printJSON(cmd.OutOrStdout(), s)
+	} else {
+		err = printStatus(cmd.OutOrStdout(), &s, f.counters)
+	}
+	return errors.Join(err, verdict(&s))
+}
+
+// verdict is an error if all is not well.
+func verdict(s *daemon.Status) error {
+	switch {
+	case len(s.Problems) > 0:
+		return fmt.Errorf("%d problems, see above", len(s.Problems))
+	case !s.Measuring:
+		return errors.New("flatd does not measure")
+	}
+	return nil
+}
+
+// withState adds what systemd says of flatd to an error, if it is the flatd that
+// systemd runs.
+func (c *client) withState(ctx context.Context, err error) error {
+	if *c.socket != daemon.Defaults().Socket {
+		return err
+	}
+	if state := unitState(ctx); state != "" {
+		return fmt.Errorf("%w\nsystemd: %s", err, state)
+	}
+	return err
 }
 
 func printJSON(w io.Writer, v any) error {
@@ -49,9 +101,8 @@ func printJSON(w io.Writer, v any) error {
 	return e.Encode(v)
 }
 
-func printStatus(to io.Writer, s *daemon.Status, counters bool) {
+func printStatus(to io.Writer, s *daemon.Status, counters bool) error {
 	w := tabwriter.NewWriter(plain{to}, 0, 8, 2, ' ', 0)
-	defer w.Flush()
 	state := "measuring"
 	if !s.Measuring {
 		state = "NOT MEASURING"
@@ -61,6 +112,9 @@ func printStatus(to io.Writer, s *daemon.Status, counters bool) {
 		time.Since(s.Since).Round(time.Second), found[string(s.Start)])
 	for _, p := range s.Problems {
 		fmt.Fprintf(w, "  PROBLEM:\t%s\n", p)
+	}
+	for _, r := range remedies(s) {
+		fmt.Fprintf(w, "  remedy:\t%s\n", r)
 	}
 	for _, i := range s.Interfaces {
 		if i.Error == "" {
@@ -74,21 +128,27 @@ func printStatus(to io.Writer, s *daemon.Status, counters bool) {
 		fmt.Fprintf(w, "  output %s:\t%d delivered, %d withheld, %d failed, %d dropped, %d queued\n",
 			o.Name, o.Delivered, o.Withheld, o.Failed, o.Dropped, o.Queued)
 	}
+	fmt.Fprintf(w, "  lost:\t%s\n", losses(s))
 	b := &s.Books
 	fmt.Fprintf(w, "  requests:\t%d = %d finished + %d timed out + %d half open + %d open + %d replaced + %d not followed\n",
 		b.Requests, b.Finished, b.TimedOut, b.HalfOpen, b.Open, b.Replaced, b.PendingFull)
 	fmt.Fprintf(w, "  finished:\t%d of results not asked for, %d too fast to tell, %d sampled out, %d lost, the rest read\n",
 		b.ResultOut, b.TooFast, b.SampledOut, b.RingFull)
 	fmt.Fprintf(w, "  this daemon:\t%d records read, %d timeouts found, %d not understood\n", b.Read, b.TimeoutsSeen, b.DecodeErrors)
+	if b.TakenOver+b.TakenOverLost > 0 {
+		fmt.Fprintf(w, "  taken over:\t%d exchanges of programs of another layout, %d lost\n", b.TakenOver, b.TakenOverLost)
+	}
 	if counters {
 		printCounters(w, s.Counters)
 	}
+	return w.Flush()
 }
 
 var found = map[string]string{
 	"fresh":   "absent, and made it",
 	"adopt":   "at work, and took it over as it was",
 	"replace": "of another version, and replaced the programs",
+	"beside":  "of another layout, and made its own beside it",
 }
 
 func printCounters(w io.Writer, counters map[string]uint64) {
@@ -104,8 +164,9 @@ func printCounters(w io.Writer, counters map[string]uint64) {
 
 func interfacesCommand(c *client) *cobra.Command {
 	return &cobra.Command{
-		Use:   "interfaces",
-		Short: "List the interfaces that are measured, and those that should be",
+		Use:     "interfaces",
+		Short:   "List the interfaces that are measured, and those that should be",
+		Example: `  flatctl interfaces`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var all []daemon.InterfaceStatus
 			if err := c.get("/v1/interfaces", &all); err != nil {

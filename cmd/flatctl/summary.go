@@ -19,6 +19,8 @@ which 50, 90 and 99 % were answered; and what was left out of the events.
 
 The table [summary] of the configuration says how long an interval is. Earlier
 summaries are in the journal: journalctl EVENT_DATASET=flatd.summary`,
+		Example: `  flatctl summary
+  flatctl summary -o json | jq '.[].flatd.summary.p99'`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if format != "text" && format != "json" {
 				return fmt.Errorf("-o %s: must be text or json; %w", format, errUsage)

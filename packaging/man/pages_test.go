@@ -199,7 +199,7 @@ func TestPagesReferToOneAnother(t *testing.T) {
 	for _, page := range pages(t) {
 		have[strings.Replace(page, filepath.Ext(page), "("+filepath.Ext(page)[1:]+")", 1)] = true
 	}
-	sources, err := filepath.Glob("../../systemd/*")
+	sources, err := filepath.Glob("../../systemd/*.*")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,93 @@
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/flatd/flatd/flows"
+	"github.com/flatd/flatd/outputs"
+)
+
+// terminal is what the one can show who reads the output.
+type terminal struct {
+	color bool
+	utf8  bool
+	width int // in characters
+}
+
+const usualWidth = 80
+
+// terminalOf looks at what is written to. Without a terminal there are 80 columns
+// and no colour; which characters there are the locale says, as for any program.
+func terminalOf(w io.Writer) terminal {
+	t := terminal{utf8: speaksUTF8(os.Getenv), width: usualWidth}
+	f, ok := w.(*os.File)
+	if !ok {
+		return t
+	}
+	t.color = outputs.UseColor(f)
+	if size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ); err == nil && size.Col > 0 {
+		t.width = int(size.Col)
+	}
+	return t
+}
+
+// speaksUTF8 reports whether the locale's characters are in UTF-8 (locale(7)).
+func speaksUTF8(getenv func(string) string) bool {
+	for _, name := range []string{"LC_ALL", "LC_CTYPE", "LANG"} {
+		if value := getenv(name); value != "" {
+			value = strings.ToUpper(value)
+			return strings.Contains(value, "UTF-8") || strings.Contains(value, "UTF8")
+		}
+	}
+	return false
+}
+
+// text is text in characters that the terminal has. Colours remain.
+func (t terminal) text(s string) string {
+	if t.utf8 {
+		return s
+	}
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == 'µ':
+			return 'u'
+		case r > '~':
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// duration is a duration for people: 1.23 ms.
+func (t terminal) duration(d time.Duration) string {
+	return t.text(string(flows.AppendDuration(nil, d)))
+}
+
+// untilClosed ends ctx when nobody reads f any more, which else only the next
+// write would tell: it is a pipe into head, say.
+func untilClosed(ctx context.Context, w io.Writer) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	f, ok := w.(*os.File)
+	if !ok {
+		return ctx, cancel
+	}
+	go func() {
+		fds := []unix.PollFd{{Fd: int32(f.Fd())}} // errors are told without being asked for
+		for ctx.Err() == nil {
+			n, err := unix.Poll(fds, -1)
+			if n > 0 && fds[0].Revents&(unix.POLLERR|unix.POLLHUP|unix.POLLNVAL) != 0 {
+				cancel()
+			}
+			if err != nil && err != unix.EINTR {
+				return
+			}
+		}
+	}()
+	return ctx, cancel
+}

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"time"
+
+	"github.com/flatd/flatd/cmd/flatctl/top"
+	"github.com/flatd/flatd/flows"
+)
+
+// topDocument is what `top --once -o json` prints. Durations are in nanoseconds.
+type topDocument struct {
+	Hosts    []string      `json:"hosts"` // that answered
+	Interval time.Duration `json:"interval"`
+	Group    string        `json:"group"`
+	Sort     string        `json:"sort"`
+	Rows     []topRow      `json:"rows"`
+	Others   topTally      `json:"others"` // of destinations beyond those that are told apart
+	Total    topTally      `json:"total"`
+	// Events that are lost, and exchanges that never became one because flatd is
+	// told to leave them out, in this time.
+	Lost    uint64 `json:"lost"`
+	LeftOut uint64 `json:"left_out"`
+}
+
+type topRow struct {
+	Kind        string  `json:"kind"`
+	Side        string  `json:"side"`
+	Destination *topEnd `json:"destination,omitempty"`
+	Unit        string  `json:"unit,omitempty"`
+	Interface   string  `json:"interface,omitempty"`
+	Host        string  `json:"host,omitempty"`
+	topTally
+}
+
+type topEnd struct {
+	IP   string `json:"ip"`
+	Port uint16 `json:"port,omitempty"` // ICMP has none
+}
+
+type topTally struct {
+	Exchanges uint64             `json:"exchanges"`
+	Failed    uint64             `json:"failed"`
+	Timeouts  uint64             `json:"timeouts"`
+	Results   map[string]uint64  `json:"results"`
+	Durations flows.Distribution `json:"durations"` // of those that were answered
+}
+
+func topDocumentOf(s *top.Snapshot, a *account, v view, limit int) topDocument {
+	d := topDocument{
+		Hosts: []string{}, Interval: s.Covered, Group: v.group.String(), Sort: v.order.String(), Rows: []topRow{},
+		Others: topTallyOf(&s.Others.Tally), Total: topTallyOf(&s.Total.Tally), Lost: a.told + a.full, LeftOut: a.leftOut,
+	}
+	for i := range a.hosts {
+		if a.hosts[i].err == nil {
+			d.Hosts = append(d.Hosts, a.hosts[i].host)
+		}
+	}
+	for _, r := range s.Rows {
+		if limit > 0 && len(d.Rows) == limit {
+			break
+		}
+		d.Rows = append(d.Rows, topRowOf(v.group, r))
+	}
+	return d
+}
+
+func topRowOf(g top.Group, r *top.Ranked) topRow {
+	row := topRow{Kind: r.Key.Kind.String(), Side: r.Key.Side.String(), topTally: topTallyOf(&r.Tally)}
+	switch g {
+	case top.ByDestination:
+		row.Destination = &topEnd{r.Key.End.Addr().String(), r.Key.End.Port()}
+	case top.ByUnit:
+		row.Unit = r.Key.Name
+	case top.ByInterface:
+		row.Interface = r.Key.Name
+	case top.ByHost:
+		row.Host = r.Key.Name
+	}
+	return row
+}
+
+func topTallyOf(t *top.Tally) topTally {
+	return topTally{
+		Exchanges: t.Count, Failed: t.Failed(), Timeouts: t.Timeouts(), Results: t.ByResult(),
+		Durations: t.Histogram.Distribution(),
+	}
+}
