@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 type matcher struct {
 	in, out *ebpf.Program
 	ring    *Reader
+	forget  func() // what it keeps of exchanges that are over
 }
 
 // minimalMatcher is testdata/minimal.c: the least that could do flatd's job.
@@ -32,7 +34,30 @@ func minimalMatcher(b *testing.B) *matcher {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { ring.Close() })
-	return &matcher{collection.Programs["minimal_ingress"], collection.Programs["minimal_egress"], ring}
+	return &matcher{collection.Programs["minimal_ingress"], collection.Programs["minimal_egress"], ring, func() {}}
+}
+
+// flatMatcher is flatd's, with a state of its own.
+func flatMatcher(b *testing.B) *matcher {
+	b.Helper()
+	k := openKernel(b)
+	return &matcher{k.programs.FlatIngress, k.programs.FlatEgress, k.reader, k.forgetFinished}
+}
+
+// forgetFinished clears the tables of what is over.
+func (k *kernel) forgetFinished() {
+	k.t.Helper()
+	for _, table := range []*ebpf.Map{k.maps.FlatOurs, k.maps.FlatTheirs} {
+		err := eachPending(table, func(key *kernelFlatKey, p *kernelFlatPending) error {
+			if isOpen(p) {
+				return nil
+			}
+			return table.Delete(key)
+		})
+		if err != nil {
+			k.t.Fatal(err)
+		}
+	}
 }
 
 // drain returns how many records there were.
@@ -46,59 +71,89 @@ func (m *matcher) drain() (records int) {
 	}
 }
 
+// exchangeClass is a kind of exchange of this host.
+type exchangeClass struct {
+	name            string
+	request, answer func(testing.TB, flow) []byte // by the flow of the request
+}
+
+// exchangeClasses are the kinds that flatd knows. A minimal matcher takes a DNS
+// query for any datagram, and does not know echoes.
+var exchangeClasses = []exchangeClass{
+	{"tcp", func(t testing.TB, f flow) []byte { return f.stamped(t, 1, 0, 100, 0) },
+		func(t testing.TB, f flow) []byte { return f.back().stamped(t, 7, 2, 200, 100) }},
+	{"udp", func(t testing.TB, f flow) []byte { return f.udp(t, 1, 2, 3) },
+		func(t testing.TB, f flow) []byte { return f.back().udp(t, 1, 2, 3) }},
+	{"dns", func(t testing.TB, f flow) []byte { return f.port(53).dns(t, 1, nil) },
+		func(t testing.TB, f flow) []byte { return f.port(53).back().answers(t, 1, 0) }},
+	{"icmp", func(t testing.TB, f flow) []byte { return f.echo(t, f.from.Port(), 1, false) },
+		func(t testing.TB, f flow) []byte { return f.back().echo(t, f.from.Port(), 1, true) }},
+}
+
 // BenchmarkExchange runs whole exchanges of this host, each from a port of its
 // own, through flatd's programs and through a minimal matcher, in turn, and
 // reports what the programs took by the kernel's own account, that of keeping it
 // included. "x-minimal" is one against the other.
 func BenchmarkExchange(b *testing.B) {
 	keepStatistics(b)
-	k := openKernel(b)
-	matchers := []*matcher{{k.programs.FlatIngress, k.programs.FlatEgress, k.reader}, minimalMatcher(b)}
-	for _, c := range []struct {
-		name            string
-		request, answer func(flow) []byte
-	}{
-		{"tcp", func(f flow) []byte { return f.stamped(b, 1, 0, 100, 0) },
-			func(f flow) []byte { return f.back().stamped(b, 7, 2, 200, 100) }},
-		{"udp", func(f flow) []byte { return f.udp(b, 1, 2, 3) },
-			func(f flow) []byte { return f.back().udp(b, 1, 2, 3) }},
-	} {
-		for _, f := range []flow{flow4, flow6} {
-			name := c.name + "/ipv4"
-			if f.from.Addr().Is6() {
-				name = c.name + "/ipv6"
-			}
-			b.Run(name, func(b *testing.B) {
-				const rounds, exchanges = 15, 2000
-				requests, answers := make([][]byte, exchanges), make([][]byte, exchanges)
-				for i := range exchanges {
-					f.from = netip.AddrPortFrom(f.from.Addr(), uint16(10000+i))
-					requests[i], answers[i] = c.request(f), c.answer(f)
+	for _, open := range []int{1, 1000, 50000} {
+		matchers := []*matcher{flatMatcher(b), minimalMatcher(b)}
+		for _, m := range matchers {
+			m.cost(b, m.out, requestsOfOthers(b, open))
+		}
+		for _, class := range exchangeClasses {
+			for _, f := range []flow{flow4, flow6} {
+				family := "ipv4"
+				if f.from.Addr().Is6() {
+					family = "ipv6"
 				}
-				asked, answered := make([][]time.Duration, len(matchers)), make([][]time.Duration, len(matchers))
-				for b.Loop() {
-					for range rounds {
-						for i, m := range matchers {
-							asked[i] = append(asked[i], m.cost(b, m.out, requests))
-							answered[i] = append(answered[i], m.cost(b, m.in, answers))
-							if got := m.drain(); got != exchanges {
-								b.Fatalf("matcher %d: %d of %d exchanges were reported", i, got, exchanges)
-							}
-							k.clear()
-						}
+				if open > 1 && family == "ipv6" {
+					continue
+				}
+				b.Run(fmt.Sprintf("%s/%s/open=%d", class.name, family, open), func(b *testing.B) {
+					if class.name == "icmp" {
+						compareExchanges(b, class, f, matchers[:1])
+					} else {
+						compareExchanges(b, class, f, matchers)
 					}
-				}
-				flatAsked, flatAnswered := median(asked[0]), median(answered[0])
-				minimalAsked, minimalAnswered := median(asked[1]), median(answered[1])
-				b.ReportMetric(0, "ns/op")
-				b.ReportMetric(flatAsked, "ns-request")
-				b.ReportMetric(flatAnswered, "ns-answer")
-				b.ReportMetric(minimalAsked, "ns-minimal-request")
-				b.ReportMetric(minimalAnswered, "ns-minimal-answer")
-				b.ReportMetric((flatAsked+flatAnswered)/(minimalAsked+minimalAnswered), "x-minimal")
-			})
+				})
+			}
 		}
 	}
+}
+
+// compareExchanges has the matchers see exchanges of one class in turn, round by round.
+func compareExchanges(b *testing.B, class exchangeClass, f flow, matchers []*matcher) {
+	const rounds, exchanges = 15, 1000
+	requests, answers := make([][]byte, exchanges), make([][]byte, exchanges)
+	for i := range exchanges {
+		f.from = netip.AddrPortFrom(f.from.Addr(), uint16(10000+i))
+		requests[i], answers[i] = class.request(b, f), class.answer(b, f)
+	}
+	asked, answered := make([][]time.Duration, len(matchers)), make([][]time.Duration, len(matchers))
+	for b.Loop() {
+		for range rounds {
+			for i, m := range matchers {
+				asked[i] = append(asked[i], m.cost(b, m.out, requests))
+				answered[i] = append(answered[i], m.cost(b, m.in, answers))
+				if got := m.drain(); got != exchanges {
+					b.Fatalf("matcher %d: %d of %d exchanges were reported", i, got, exchanges)
+				}
+				m.forget()
+			}
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+	flatAsked, flatAnswered := median(asked[0]), median(answered[0])
+	b.ReportMetric(flatAsked, "ns-request")
+	b.ReportMetric(flatAnswered, "ns-answer")
+	if len(matchers) == 1 {
+		return
+	}
+	minimalAsked, minimalAnswered := median(asked[1]), median(answered[1])
+	b.ReportMetric(minimalAsked, "ns-minimal-request")
+	b.ReportMetric(minimalAnswered, "ns-minimal-answer")
+	b.ReportMetric((flatAsked+flatAnswered)/(minimalAsked+minimalAnswered), "x-minimal")
 }
 
 // keepStatistics has the kernel take the time of each run of each program.

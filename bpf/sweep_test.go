@@ -192,7 +192,7 @@ func TestASweepAllocatesLittle(t *testing.T) {
 		sweep()
 	}
 	runtime.ReadMemStats(&after)
-	if each := (after.TotalAlloc - before.TotalAlloc) / sweeps; each > 16<<10 {
+	if each := (after.TotalAlloc - before.TotalAlloc) / sweeps; each > 64<<10 {
 		t.Errorf("%d octets per sweep", each)
 	}
 }

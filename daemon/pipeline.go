@@ -108,8 +108,13 @@ func newPipeline(state *bpf.State, reader *bpf.Reader, fanout *outputs.Fanout, r
 
 // run reads until ctx ends. It is the only one to use the reader.
 func (p *pipeline) run(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, p.reader.Wake)
-	defer stop()
+	woken := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() { p.reader.Wake(); close(woken) })
+	defer func() {
+		if !stop() {
+			<-woken // before anybody closes the reader
+		}
+	}()
 	p.tellUnconfirmed()
 	nextSweep := time.Now()
 	for ctx.Err() == nil {

@@ -269,11 +269,11 @@ func TestNothingIsLostOrDoubledByARestart(t *testing.T) {
 // otherPrograms are the edits of a release whose programs are others, on the
 // same maps.
 var otherPrograms = []testbed.Edit{
-	{File: "bpf/state.go", Old: "variables.Name, variables.Pinning = awaitingPin, ebpf.PinByName\n",
+	{File: "bpf/load.go", Old: "variables.Name, variables.Pinning = awaitingPin, ebpf.PinByName\n",
 		New: `variables.Name, variables.Pinning = awaitingPin, ebpf.PinByName
 	for _, p := range spec.Programs {
 		// Behind the first instruction, which carries the function's name.
-		p.Instructions = slices.Insert(p.Instructions, 1, asm.Mov.Imm(asm.R0, 0))
+		p.Instructions = append(asm.Instructions{p.Instructions[0], asm.Mov.Imm(asm.R0, 0)}, p.Instructions[1:]...)
 	}
 `},
 }
@@ -306,7 +306,7 @@ func TestNothingIsLostByAnUpgrade(t *testing.T) {
 // otherLayout are the edits of a release with other maps.
 var otherLayout = []testbed.Edit{
 	{File: "bpf/state.go", Old: "const ABI = 1\n", New: "const ABI = 2\n"},
-	{File: "bpf/state.go", Old: "variables.Name, variables.Pinning = awaitingPin, ebpf.PinByName\n",
+	{File: "bpf/load.go", Old: "variables.Name, variables.Pinning = awaitingPin, ebpf.PinByName\n",
 		New: `variables.Name, variables.Pinning = awaitingPin, ebpf.PinByName
 	spec.Maps[kernelMapFlatEvents].MaxEntries *= 2
 	spec.Maps[kernelMapFlatTheirs].MaxEntries /= 2

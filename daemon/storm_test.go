@@ -1,16 +1,16 @@
 package daemon
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -23,6 +23,12 @@ import (
 	"github.com/flatd/flatd/bpf/testbed"
 )
 
+// A watcher looks on while a storm goes by.
+type watcher struct {
+	name  string
+	start func() (stop func() time.Duration) // stop returns the watcher's CPU time
+}
+
 // BenchmarkConnectionStorm tells what flatd costs where it costs most: short
 // connections of one small request and answer each, as fast as they go. In turn,
 // round by round, nothing watches, or flatd, or one of those that have every
@@ -33,54 +39,83 @@ import (
 // and noisy; and as the watcher's own CPU time ("own") with, for flatd, that of
 // its programs by the kernel's account, taken in rounds of their own since
 // keeping it costs something too.
-func BenchmarkConnectionStorm(b *testing.B) {
-	const rounds, connections = 9, 10000
-	client, server := testbed.Pair(b)
-	watchers := []struct {
-		name  string
-		start func() (stop func() time.Duration) // stop returns the watcher's CPU time
-	}{
+func BenchmarkConnectionStorm(tb *testing.B) {
+	const rounds, connections = 7, 10000
+	b := newBench(tb)
+	events := 0 // lost
+	watchers := []watcher{
 		{"nothing", func() func() time.Duration { return func() time.Duration { return 0 } }},
 		// As by default, where journald gets ten successes a second and the rest is counted.
-		{"flatd", func() func() time.Duration { return watchWithFlatd(b, client, connections, true) }},
-		{"flatd-json", func() func() time.Duration { return watchWithFlatd(b, client, connections, false) }},
-		{"flatd-programs", func() func() time.Duration { return countPrograms(b, client, connections) }},
-		{"tcpdump", func() func() time.Duration { return watchWithTcpdump(b, client, "-l") }},
-		{"userspace", func() func() time.Duration { return watchFromUserSpace(b, client) }},
-		{"capture", func() func() time.Duration { return watchWithTcpdump(b, client, "-U", "-w", "/dev/null") }},
+		{"flatd", func() func() time.Duration { return b.watchWithFlatd(connections, true, &events) }},
+		{"flatd-json", func() func() time.Duration { return b.watchWithFlatd(connections, false, &events) }},
+		{"flatd-programs", func() func() time.Duration { return b.countPrograms(connections) }},
+		{"tcpdump", func() func() time.Duration { return watchWithTcpdump(tb, b.client, "-l") }},
+		{"userspace", func() func() time.Duration { return watchFromUserSpace(tb, b.client) }},
+		{"capture", func() func() time.Duration { return watchWithTcpdump(tb, b.client, "-U", "-w", "/dev/null") }},
 	}
-	rates := make(map[string][]float64) // against nothing in the same round
-	costs := make(map[string][]float64) // CPU time per connection in µs, of storm and watcher, less that of nothing
-	own := make(map[string][]float64)   // of the watcher alone, without what its programs cost the storm
-	var storms []float64
-	for range rounds {
-		var alone stormResult
-		for _, w := range watchers {
-			stop := w.start()
-			storm := runStorm(b, client, server, connections)
-			watcher := stop()
-			if w.name == "nothing" {
-				alone = storm
-				storms = append(storms, perConnection(storm.CPU, connections))
+	costs := newStormCosts()
+	b.once(func() {
+		for range rounds {
+			slices.Reverse(watchers) // who is first has no advantage
+			results := make(map[string]stormResult)
+			for _, w := range watchers {
+				stop := w.start()
+				result := runStorm(tb, b.client, b.server, storm{Connections: connections})
+				result.Watcher = stop()
+				results[w.name] = result
 			}
-			own[w.name] = append(own[w.name], perConnection(watcher, connections))
-			costs[w.name] = append(costs[w.name], perConnection(storm.CPU+watcher-alone.CPU, connections))
-			rates[w.name] = append(rates[w.name], alone.Elapsed.Seconds()/storm.Elapsed.Seconds())
+			costs.add(results, connections)
+		}
+	})
+	b.ReportMetric(float64(events), "events-lost")
+	costs.report(tb)
+}
+
+// stormCosts are the figures of all rounds, by the watcher's name.
+type stormCosts struct {
+	rates    map[string][]float64 // of connections, against nothing in the same round
+	connects map[string][]float64 // median time to connect, against nothing in the same round
+	costs    map[string][]float64 // CPU time per connection in µs, of storm and watcher, less that of nothing
+	own      map[string][]float64 // of the watcher alone, without what its programs cost the storm
+	storms   []float64
+}
+
+func newStormCosts() *stormCosts {
+	return &stormCosts{
+		rates: make(map[string][]float64), connects: make(map[string][]float64),
+		costs: make(map[string][]float64), own: make(map[string][]float64),
+	}
+}
+
+// add enters a round.
+func (c *stormCosts) add(round map[string]stormResult, connections int) {
+	alone := round["nothing"]
+	c.storms = append(c.storms, perConnection(alone.CPU, connections))
+	for name, r := range round {
+		c.own[name] = append(c.own[name], perConnection(r.Watcher, connections))
+		c.costs[name] = append(c.costs[name], perConnection(r.CPU+r.Watcher-alone.CPU, connections))
+		c.rates[name] = append(c.rates[name], alone.Elapsed.Seconds()/r.Elapsed.Seconds())
+		c.connects[name] = append(c.connects[name], r.Connect.Seconds()/alone.Connect.Seconds())
+	}
+}
+
+func (c *stormCosts) report(b *testing.B) {
+	for name := range c.own {
+		if name == "nothing" {
+			continue
+		}
+		b.ReportMetric(median(c.own[name]), name+"-own-µs/conn")
+		if name != "flatd-programs" {
+			b.ReportMetric(median(c.rates[name]), name+"-rate-ratio")
+			b.ReportMetric(median(c.connects[name]), name+"-connect-ratio")
+			b.ReportMetric(median(c.costs[name]), name+"-µs/conn")
 		}
 	}
-	for range b.N { // the storms are the benchmark; it has no finer step
-	}
-	programs := median(own["flatd-programs"])
-	for _, w := range watchers[1:] {
-		b.ReportMetric(median(own[w.name]), w.name+"-own-µs/conn")
-		if w.name != "flatd-programs" {
-			b.ReportMetric(median(rates[w.name]), w.name+"-rate-ratio")
-			b.ReportMetric(median(costs[w.name]), w.name+"-µs/conn")
-		}
-	}
-	b.ReportMetric(median(storms), "storm-µs/conn")
-	b.ReportMetric(median(costs["flatd"])/median(costs["userspace"]), "x-userspace")
-	b.ReportMetric((median(own["flatd"])+programs)/median(own["userspace"]), "x-userspace-own")
+	flatd := median(c.own["flatd"]) + median(c.own["flatd-programs"])
+	b.ReportMetric(flatd/100, "flatd-cpu-s/10k") // 10,000 times so many µs
+	b.ReportMetric(median(c.storms), "storm-µs/conn")
+	b.ReportMetric(median(c.costs["flatd"])/median(c.costs["userspace"]), "x-userspace")
+	b.ReportMetric(flatd/median(c.own["userspace"]), "x-userspace-own")
 }
 
 func perConnection(t time.Duration, connections int) float64 {
@@ -92,56 +127,35 @@ func median(values []float64) float64 {
 	return values[len(values)/2]
 }
 
-func watchWithFlatd(b *testing.B, h *testbed.Host, connections int, quiet bool) (stop func() time.Duration) {
-	s := newSetup(b, h, testbed.Build(b, "flatd", ""), "")
+func (b *bench) watchWithFlatd(connections int, quiet bool, events *int) (stop func() time.Duration) {
+	s := newSetup(b, b.client, b.flatd, "")
 	s.quiet = quiet
-	p := s.start(b)
-	started := cpuTime(b, p.cmd.Process.Pid)
+	r := &running{s.start(b), s, b}
+	started := cpuTime(b, r.pid())
 	return func() time.Duration {
-		p.waitRead(connections)
-		used := cpuTime(b, p.cmd.Process.Pid) - started
-		s.endAndDetach(b, p)
+		*events += lost(r.settled(connections))
+		used := cpuTime(b, r.pid()) - started
+		r.end()
 		return used
-	}
-}
-
-func (s *setup) endAndDetach(b *testing.B, p *process) {
-	b.Helper()
-	p.end(syscall.SIGTERM)
-	detach := s.host.Command(testbed.Build(b, "flatctl", ""), "detach", "--config", s.write(b))
-	if out, err := detach.CombinedOutput(); err != nil {
-		b.Fatalf("detach: %v\n%s", err, out)
-	}
-}
-
-// waitRead waits until flatd has read so many exchanges.
-func (p *process) waitRead(exchanges int) {
-	p.t.Helper()
-	for deadline := time.Now().Add(patience); p.status().Books.Read < uint64(exchanges); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			p.t.Fatalf("flatd has seen %d of %d exchanges", p.status().Books.Read, exchanges)
-		}
 	}
 }
 
 // countPrograms is watchWithFlatd, but what stop returns is the time that the
 // programs took, by the kernel's account and with what keeping it costs.
-func countPrograms(b *testing.B, h *testbed.Host, connections int) (stop func() time.Duration) {
+func (b *bench) countPrograms(connections int) (stop func() time.Duration) {
 	keeping, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
 	if err != nil {
 		b.Fatal(err)
 	}
-	s := newSetup(b, h, testbed.Build(b, "flatd", ""), "")
-	s.quiet = true
-	p := s.start(b)
+	r := b.start("")
 	return func() time.Duration {
-		p.waitRead(connections)
+		r.settled(connections)
 		var took time.Duration
 		for _, name := range []string{"flat_ingress", "flat_egress"} {
-			took += programTime(b, filepath.Join(s.pins, "v1", name))
+			took += programTime(b.B, filepath.Join(r.setup.pins, "v1", name))
 		}
 		_ = keeping.Close()
-		s.endAndDetach(b, p)
+		r.end()
 		return took
 	}
 }
@@ -223,17 +237,6 @@ func TestUserSpaceProcess(t *testing.T) {
 	}
 }
 
-// cpuTime is what a process has used so far, by its CPU-time clock
-// (clock_getcpuclockid(3)).
-func cpuTime(b *testing.B, pid int) time.Duration {
-	b.Helper()
-	var t unix.Timespec
-	if err := unix.ClockGettime(int32(^pid)<<3|2, &t); err != nil {
-		b.Fatalf("read the CPU time of %d: %v", pid, err)
-	}
-	return time.Duration(t.Nano())
-}
-
 func watchWithTcpdump(b *testing.B, h *testbed.Host, args ...string) (stop func() time.Duration) {
 	dump := h.Command(testbed.Tool(b, "tcpdump"), append([]string{"-i", "eth0", "-n", "-Z", "root"}, args...)...)
 	said, err := dump.StderrPipe()
@@ -255,15 +258,25 @@ func watchWithTcpdump(b *testing.B, h *testbed.Host, args ...string) (stop func(
 	}
 }
 
-// stormResult is what the storm's process tells of itself.
+// storm is what the storm's process is told.
+type storm struct {
+	Connections int
+	PerSecond   int // 0: as fast as they go
+}
+
+// stormResult is what it tells of itself.
 type stormResult struct {
 	Elapsed time.Duration
 	CPU     time.Duration // of both ends, and of what runs in their context
+	Connect time.Duration // the median that a connection took to be made
+	Watcher time.Duration // its CPU time, which the storm does not know
 }
+
+const stormVariable = "FLATD_STORM"
 
 // runStorm has a process of its own make the connections, so that its CPU time
 // is theirs alone. It listens on the server's side through an inherited socket.
-func runStorm(b *testing.B, client, server *testbed.Host, connections int) (result stormResult) {
+func runStorm(b *testing.B, client, server *testbed.Host, orders storm) (result stormResult) {
 	b.Helper()
 	var listener net.Listener
 	var err error
@@ -277,14 +290,16 @@ func runStorm(b *testing.B, client, server *testbed.Host, connections int) (resu
 		b.Fatal(err)
 	}
 	defer file.Close()
-	storm := client.Command(os.Args[0], "-test.run", "^TestStormProcess$")
-	storm.Env = append(os.Environ(), "FLATD_STORM="+strconv.Itoa(connections))
-	storm.ExtraFiles = []*os.File{file}
-	out, err := storm.Output()
+	text, _ := json.Marshal(orders)
+	process := client.Command(os.Args[0], "-test.run", "^TestStormProcess$")
+	process.Env = append(os.Environ(), stormVariable+"="+string(text))
+	process.ExtraFiles = []*os.File{file}
+	out, err := process.Output()
 	if err != nil {
-		b.Fatalf("storm: %v", err)
+		b.Fatalf("storm: %v\n%s", err, out)
 	}
-	if err := json.Unmarshal(out[:slices.Index(out, '\n')], &result); err != nil {
+	line, _, _ := bytes.Cut(out, []byte("\n"))
+	if err := json.Unmarshal(line, &result); err != nil {
 		b.Fatalf("storm: %v in %q", err, out)
 	}
 	return result
@@ -292,54 +307,65 @@ func runStorm(b *testing.B, client, server *testbed.Host, connections int) (resu
 
 // TestStormProcess is not a test but the process that runStorm starts.
 func TestStormProcess(t *testing.T) {
-	connections, err := strconv.Atoi(os.Getenv("FLATD_STORM"))
-	if err != nil {
-		t.Skip("the other half of BenchmarkConnectionStorm")
+	var orders storm
+	if json.Unmarshal([]byte(os.Getenv(stormVariable)), &orders) != nil {
+		t.Skip("the other half of the benchmarks")
 	}
 	listener, err := net.FileListener(os.NewFile(3, "listener"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	go acceptAll(listener)
-	began := time.Now()
-	var left atomic.Int64
-	left.Store(int64(connections))
-	var workers sync.WaitGroup
-	for range 4 {
-		workers.Go(func() {
-			for left.Add(-1) >= 0 {
-				conn, err := net.Dial("tcp", listener.Addr().String())
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				_, _ = conn.Write(make([]byte, 100))
-				_, _ = io.Copy(io.Discard, conn) // the server closes first and keeps TIME_WAIT
-				conn.Close()
-			}
-		})
-	}
-	workers.Wait()
-	result := stormResult{Elapsed: time.Since(began)}
-	var usage syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+	go testbed.AnswerEach(listener)
+	result, err := orders.carryOut(listener.Addr().String())
+	if err != nil {
 		t.Fatal(err)
 	}
-	result.CPU = time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 	line, _ := json.Marshal(result)
 	fmt.Printf("%s\n", line)
 }
 
-func acceptAll(l net.Listener) {
-	for {
-		conn, err := l.Accept()
-		if err != nil {
-			return
-		}
-		go func() {
-			_, _ = conn.Read(make([]byte, 100))
-			_, _ = conn.Write(make([]byte, 1000))
-			conn.Close()
-		}()
+// carryOut makes the connections, four at a time.
+func (o storm) carryOut(address string) (result stormResult, err error) {
+	began := time.Now()
+	turns := o.turns()
+	took := make([]time.Duration, o.Connections)
+	errs := make([]error, o.Connections)
+	var workers sync.WaitGroup
+	for range 4 {
+		workers.Go(func() {
+			for n := range turns {
+				start := time.Now()
+				conn, err := net.Dial("tcp", address)
+				if took[n], errs[n] = time.Since(start), err; err == nil {
+					testbed.Ask(conn)
+				}
+			}
+		})
 	}
+	workers.Wait()
+	result.Elapsed = time.Since(began)
+	slices.Sort(took)
+	result.Connect = took[len(took)/2]
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		return result, err
+	}
+	result.CPU = time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+	return result, errors.Join(errs...)
+}
+
+// turns numbers the connections, each when it is to be made.
+func (o storm) turns() <-chan int {
+	turns := make(chan int, 64)
+	go func() {
+		defer close(turns)
+		began := time.Now()
+		for n := range o.Connections {
+			if o.PerSecond > 0 {
+				time.Sleep(time.Until(began.Add(time.Duration(n) * time.Second / time.Duration(o.PerSecond))))
+			}
+			turns <- n
+		}
+	}()
+	return turns
 }

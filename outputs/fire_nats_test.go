@@ -116,7 +116,7 @@ func TestNATSLameDuck(t *testing.T) {
 }
 
 // cluster starts three servers that know each other.
-func cluster(t *testing.T) (servers []*server.Server, urls string) {
+func cluster(t testing.TB) (servers []*server.Server, urls string) {
 	t.Helper()
 	var options []*server.Options
 	var routes []*url.URL
@@ -136,7 +136,26 @@ func cluster(t *testing.T) (servers []*server.Server, urls string) {
 	return servers, strings.Join(all, ",")
 }
 
-func freePort(t *testing.T) int {
+// makeClustered makes a stream once the servers have found each other.
+func makeClustered(t testing.TB, conn *nats.Conn, config jetstream.StreamConfig) jetstream.Stream {
+	t.Helper()
+	js, err := jetstream.New(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for late := time.Now().Add(patience); ; {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		stream, err := js.CreateStream(ctx, config)
+		if cancel(); err == nil {
+			return stream
+		}
+		if time.Now().After(late) {
+			t.Fatal(err)
+		}
+	}
+}
+
+func freePort(t testing.TB) int {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -155,21 +174,7 @@ func TestNATSClusterLosesItsLeader(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	js, err := jetstream.New(conn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// The three have to find each other first.
-	for late := time.Now().Add(patience); ; {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		_, err = js.CreateStream(ctx, everything(3))
-		if cancel(); err == nil {
-			break
-		}
-		if time.Now().After(late) {
-			t.Fatal(err)
-		}
-	}
+	makeClustered(t, conn, everything(3))
 	tr := underFire(t, urls, ModeAuto, 1<<17)
 	stop := tr.steadily()
 	tr.await("some events", moreThan(100, tr.stats()))

@@ -268,6 +268,7 @@ func BenchmarkJournal(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(b.N*len(events))/b.Elapsed().Seconds(), "events/s")
+	b.ReportMetric(float64(len(events)), "events/op")
 }
 
 // What went wrong with a unit is in that unit's journal, what went well is not.

@@ -564,6 +564,7 @@ func BenchmarkNATS(b *testing.B) {
 				mustWrite(b, out, events...)
 			}
 			b.ReportMetric(float64(b.N*len(events))/b.Elapsed().Seconds(), "events/s")
+			b.ReportMetric(float64(len(events)), "events/op")
 		})
 	}
 }

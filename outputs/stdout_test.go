@@ -316,6 +316,7 @@ func BenchmarkStdout(b *testing.B) {
 				}
 			}
 			b.ReportMetric(float64(b.N*len(events))/b.Elapsed().Seconds(), "events/s")
+			b.ReportMetric(float64(len(events)), "events/op")
 		})
 	}
 }
