@@ -134,7 +134,7 @@ func (v *veth) filters() string {
 func (v *veth) want(tcx, clsact int) {
 	v.t.Helper()
 	if HaveTCX() == nil {
-		if got := len(v.chain(ebpf.AttachTCXIngress)) + len(v.chain(ebpf.AttachTCXEgress)); got != tcx {
+		if got := v.tcx(); got != tcx {
 			v.t.Errorf("%d tcx programs, want %d", got, tcx)
 		}
 	}
@@ -142,6 +142,12 @@ func (v *veth) want(tcx, clsact int) {
 	if got := strings.Count(shown, clsactPrefix+"ingress ") + strings.Count(shown, clsactPrefix+"egress "); got != clsact {
 		v.t.Errorf("%d filters of ours, want %d:\n%s", got, clsact, shown)
 	}
+}
+
+// tcx is how many tcx programs there are, whosever.
+func (v *veth) tcx() int {
+	v.t.Helper()
+	return len(v.chain(ebpf.AttachTCXIngress)) + len(v.chain(ebpf.AttachTCXEgress))
 }
 
 // connect makes a TCP connection from the client to its peer.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -182,6 +183,11 @@ func TestARemountedFileSystemIsNamed(t *testing.T) {
 	v.SetMode(TCX)
 	if v.Start != StartFresh || !v.attach() {
 		t.Errorf("start %q after the remount, want fresh", v.Start)
+	}
+	// The links of the file system that has gone go with it, when the kernel has
+	// the time and no other mount namespace has a copy.
+	for late := time.Now().Add(20 * time.Second); v.tcx() > 2 && time.Now().Before(late); {
+		time.Sleep(10 * time.Millisecond)
 	}
 	v.want(2, 0)
 	v.reader = newSession(t, v.State).reader

@@ -18,6 +18,7 @@ import (
 type traffic struct {
 	t              *testing.T
 	client, server *testbed.Host
+	flows          int // of UDP so far
 }
 
 const (
@@ -26,6 +27,7 @@ const (
 	closedPort = 7002
 	udpPort    = 7003
 	silentPort = 7004
+	firstFlow  = 10000 // of the client, below what the kernel chooses from
 	// Addresses that the server's link reaches and nobody answers for.
 	silentV4 = "10.99.0.77"
 	silentV6 = "fd99::77"
@@ -154,6 +156,15 @@ func dial(from *testbed.Host, network, address string) (conn net.Conn, err error
 	return conn, err
 }
 
+// dialUDP is a flow that there was not: a port that is used again before it has
+// been idle for long is no new exchange.
+func (tr *traffic) dialUDP(address string) (conn net.Conn, err error) {
+	tr.flows++
+	dialer := net.Dialer{LocalAddr: &net.UDPAddr{Port: firstFlow + tr.flows}}
+	tr.client.Do(func() { conn, err = dialer.Dial("udp", address) })
+	return conn, err
+}
+
 func addresses(h *testbed.Host) []string { return []string{h.V4, h.V6} }
 
 func join(address string, port int) string { return net.JoinHostPort(address, fmt.Sprint(port)) }
@@ -198,7 +209,7 @@ func (tr *traffic) connectInVain(address string) {
 
 // exchange sends a datagram and reads the answer, twice over one socket.
 func (tr *traffic) exchange(address string) {
-	conn, err := dial(tr.client, "udp", join(address, udpPort))
+	conn, err := tr.dialUDP(join(address, udpPort))
 	if err != nil {
 		tr.t.Fatal(err)
 	}
@@ -215,7 +226,7 @@ func (tr *traffic) exchange(address string) {
 }
 
 func (tr *traffic) sendInVain(address string) {
-	conn, err := dial(tr.client, "udp", join(address, silentPort))
+	conn, err := tr.dialUDP(join(address, silentPort))
 	if err != nil {
 		tr.t.Fatal(err)
 	}
