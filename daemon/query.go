@@ -66,7 +66,7 @@ var errUnknown = errors.New("unknown")
 // parameterError says what is wrong with a parameter, and which there are, in
 // words that may be shown.
 func parameterError(name string, texts []string, err error, known []string) error {
-	if errors.Is(err, errUnknown) {
+	if errors.Is(err, errUnknown) || !slices.Contains(known, name) {
 		return fmt.Errorf("unknown parameter %q: known are %s", name, strings.Join(known, ", "))
 	}
 	return fmt.Errorf("parameter %s=%q: %w", name, strings.Join(texts, ","), err)

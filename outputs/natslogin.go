@@ -1,7 +1,6 @@
 package outputs
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"os"
@@ -101,9 +100,9 @@ func (o *NATSOptions) staleLogin(err error) bool {
 // hint says where to look when the server refuses the login. One that wants a
 // certificate says so by an alert, which the end of the connection may overtake.
 func (o *NATSOptions) hint(err error) string {
-	var alert tls.AlertError
 	switch {
-	case errors.Is(err, nats.ErrTLS) || errors.As(err, &alert):
+	// What the library says of an alert; its type for them is its own.
+	case errors.Is(err, nats.ErrTLS) || strings.Contains(err.Error(), "remote error: tls: "):
 		if o.Cert == "" {
 			return " (it was shown no certificate: set tls_cert and tls_key if it wants one)"
 		}
