@@ -1,10 +1,11 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# usage: setup.sh run|test
+# usage: setup.sh run|test|guests|guests-arch
 #
-# Sets up what `make run` or `make test` needs and this machine lacks; says
-# what to do where it cannot. Does nothing, quickly, where nothing is missing.
+# Sets up what `make run`, `make test` or `make test-guests` needs and this machine
+# lacks; says what to do where it cannot. Does nothing, quickly, where nothing is
+# missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -26,10 +27,10 @@ need_bpffs() {
 		fail "no BPF file system on /sys/fs/bpf, and mounting one failed: run as root, on Linux 5.10 or later"
 }
 
-# missing_packages prints those of test-packages whose command or file is not here.
+# missing_packages LIST prints those of a list whose command or file is not here.
 missing_packages() {
 	local package thing
-	grep -v '^#' packaging/test-packages | while read -r package thing; do
+	grep -v '^#' "$1" | while read -r package thing; do
 		case $thing in
 		/*) [ -e "$thing" ] ;;
 		*) PATH=$PATH:/usr/sbin:/sbin command -v "$thing" >/dev/null ;;
@@ -39,7 +40,7 @@ missing_packages() {
 
 need_packages() {
 	local packages
-	mapfile -t packages < <(missing_packages)
+	mapfile -t packages < <(missing_packages "$1")
 	[ ${#packages[@]} != 0 ] || return 0
 	command -v apt-get >/dev/null ||
 		fail "the tests need these packages (Debian's names), please install them: ${packages[*]}"
@@ -47,7 +48,7 @@ need_packages() {
 	"${as_root[@]}" apt-get -qq update
 	"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
 		apt-get -qq install --no-install-recommends "${packages[@]}" >/dev/null
-	mapfile -t packages < <(missing_packages)
+	mapfile -t packages < <(missing_packages "$1")
 	[ ${#packages[@]} = 0 ] || fail "installed, but still incomplete: ${packages[*]}"
 }
 
@@ -55,9 +56,13 @@ need_go
 case ${1:-} in
 run) ;;
 test)
-	need_packages
+	need_packages packaging/test-packages
 	packaging/captures.sh
 	;;
-*) fail "usage: setup.sh run|test" ;;
+guests | guests-arch) # which have a kernel of their own
+	need_packages "packaging/$1-packages"
+	exit
+	;;
+*) fail "usage: setup.sh run|test|guests|guests-arch" ;;
 esac
 need_bpffs

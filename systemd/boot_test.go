@@ -106,7 +106,7 @@ func (s *service) verify(t *testing.T) {
 		"flatd.service", "flatd.socket", "flatd-metrics.socket"); out != "" {
 		t.Errorf("systemd-analyze verify: %s", out)
 	}
-	if out := s.run(t, "systemd-tmpfiles", "--create"); out != "" {
+	if out := s.run(t, "systemd-tmpfiles", "--create", "flatd.conf"); out != "" {
 		t.Errorf("systemd-tmpfiles: %s", out)
 	}
 	if got := s.run(t, "stat", "-c", "%U %a", pins); got != "root 700\n" {
@@ -554,7 +554,7 @@ func (s *service) clsact(t *testing.T) {
 	const dropIn = "/etc/flatd/flatd.toml.d/60-clsact.toml"
 	s.write(t, dropIn, "attach = \"clsact\"\n")
 	s.run(t, "systemctl", "restart", "flatd")
-	if got := s.run(t, "tc", "filter", "show", "dev", "flat0", "egress"); !strings.Contains(got, "flat_egress") {
+	if got := s.run(t, "tc", "filter", "show", "dev", "flat0", "egress"); !strings.Contains(got, "flatd_egress") {
 		t.Errorf("no filter of flatd's on flat0:\n%s", got)
 	}
 	s.wantPrograms(t, 1)
