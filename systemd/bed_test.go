@@ -105,8 +105,9 @@ func (b *bed) step(t *testing.T, name string, f func(*testing.T)) (ok bool) {
 		since := fmt.Sprintf("--since=@%d", time.Now().Unix())
 		defer func() {
 			if t.Failed() {
+				manager, _ := b.try(t, "journalctl", "--no-pager", "-n", "50", since, "_PID=1")
 				journal, _ := b.try(t, "journalctl", "--no-pager", "-n", "100", since)
-				t.Logf("journal:\n%s", journal)
+				t.Logf("systemd:\n%s\njournal:\n%s", manager, journal)
 			}
 		}()
 		f(t)

@@ -47,7 +47,7 @@ check() {
 	echo "== $suite, $what"
 	"$@" 2>&1 | sed -u "/^ *=== /d; /^        *--- PASS/d; s/^/$suite: /" || verdict=FAILED
 	[ $verdict = passed ] || failed=1
-	verdicts+=("$(printf '%-10s %-8s %s, %d s' "$suite" "$what" $verdict $((SECONDS - started)))")
+	verdicts+=("$(printf '%-10s %-13s %s, %d s' "$suite" "$what" $verdict $((SECONDS - started)))")
 }
 
 failed=0
@@ -60,9 +60,9 @@ alone
 go_test "$work/bpf.test" ./bpf
 [ "$arch" != "$(this_arch)" ] || build_job
 for suite; do
-	check "$suite" kernel "$here/guest.sh" -a "$arch" -t 900 "$suite" "$work/bpf.test" -test.v -test.run "$kernel_tests"
+	check "$suite" "$arch kernel" "$here/guest.sh" -a "$arch" -t 900 "$suite" "$work/bpf.test" -test.v -test.run "$kernel_tests"
 	[ ! -d "$work/system" ] ||
-		check "$suite" system "$here/guest.sh" -t 2400 "$suite" "$work/system"
+		check "$suite" "$arch system" "$here/guest.sh" -t 2400 "$suite" "$work/system"
 done
 printf '== %s\n' "${verdicts[@]}"
 exit $failed
