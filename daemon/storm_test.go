@@ -16,8 +16,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/gopacket/gopacket"
-	"github.com/gopacket/gopacket/layers"
 	"golang.org/x/sys/unix"
 
 	"github.com/flatd/flatd/bpf/testbed"
@@ -32,7 +30,7 @@ type watcher struct {
 // BenchmarkConnectionStorm tells what flatd costs where it costs most: short
 // connections of one small request and answer each, as fast as they go. In turn,
 // round by round, nothing watches, or flatd, or one of those that have every
-// packet sent to user space: a program that matches handshakes there, tcpdump
+// packet sent to user space: two that match handshakes there (userspace_test.go), tcpdump
 // that prints, tcpdump that captures. All figures are of one run; read them as
 // ratios. What a watcher costs is told in two ways: as what the storm and the
 // watcher took together beyond what the storm takes alone, which is everything
@@ -40,7 +38,7 @@ type watcher struct {
 // its programs by the kernel's account, taken in rounds of their own since
 // keeping it costs something too.
 func BenchmarkConnectionStorm(tb *testing.B) {
-	const rounds, connections = 7, 10000
+	const rounds, connections = 11, 10000
 	b := newBench(tb)
 	events := 0 // lost
 	watchers := []watcher{
@@ -50,7 +48,8 @@ func BenchmarkConnectionStorm(tb *testing.B) {
 		{"flatd-json", func() func() time.Duration { return b.watchWithFlatd(connections, false, &events) }},
 		{"flatd-programs", func() func() time.Duration { return b.countPrograms(connections) }},
 		{"tcpdump", func() func() time.Duration { return watchWithTcpdump(tb, b.client, "-l") }},
-		{"userspace", func() func() time.Duration { return watchFromUserSpace(tb, b.client) }},
+		{"userspace", func() func() time.Duration { return watchFromUserSpace(tb, b.client, userSpaceSocket) }},
+		{"userspace-ring", func() func() time.Duration { return watchFromUserSpace(tb, b.client, userSpaceRing) }},
 		{"capture", func() func() time.Duration { return watchWithTcpdump(tb, b.client, "-U", "-w", "/dev/null") }},
 	}
 	costs := newStormCosts()
@@ -115,6 +114,7 @@ func (c *stormCosts) report(b *testing.B) {
 	b.ReportMetric(flatd/100, "flatd-cpu-s/10k") // 10,000 times so many µs
 	b.ReportMetric(median(c.storms), "storm-µs/conn")
 	b.ReportMetric(median(c.costs["flatd"])/median(c.costs["userspace"]), "x-userspace")
+	b.ReportMetric(median(c.costs["flatd"])/median(c.costs["userspace-ring"]), "x-userspace-ring")
 	b.ReportMetric(flatd/median(c.own["userspace"]), "x-userspace-own")
 }
 
@@ -173,68 +173,6 @@ func programTime(b *testing.B, pin string) time.Duration {
 		b.Fatal(err)
 	}
 	return stats.Runtime
-}
-
-// watchFromUserSpace is flatd's job without the kernel's half: a process of its
-// own receives each packet, decodes it, matches SYN and SYN/ACK.
-func watchFromUserSpace(b *testing.B, h *testbed.Host) (stop func() time.Duration) {
-	watcher := h.Command(os.Args[0], "-test.run", "^TestUserSpaceProcess$")
-	watcher.Env = append(os.Environ(), "FLATD_USERSPACE=1")
-	out, err := watcher.StdoutPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := watcher.Start(); err != nil {
-		b.Fatal(err)
-	}
-	if _, err := out.Read(make([]byte, 1)); err != nil { // it listens
-		b.Fatal(err)
-	}
-	go func() { _, _ = io.Copy(io.Discard, out) }()
-	started := cpuTime(b, watcher.Process.Pid)
-	return func() time.Duration {
-		used := cpuTime(b, watcher.Process.Pid) - started
-		_ = watcher.Process.Kill()
-		_ = watcher.Wait()
-		return used
-	}
-}
-
-// TestUserSpaceProcess is not a test but the process that watchFromUserSpace
-// starts; it ends when it is killed.
-func TestUserSpaceProcess(t *testing.T) {
-	if os.Getenv("FLATD_USERSPACE") == "" {
-		t.Skip("the other half of BenchmarkConnectionStorm")
-	}
-	const everything = 0x0300 // ETH_P_ALL in network order
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, everything)
-	if err != nil {
-		t.Fatal(err)
-	}
-	fmt.Println("listening")
-	var ethernet layers.Ethernet
-	var ip layers.IPv4
-	var tcp layers.TCP
-	parser := gopacket.NewDecodingLayerParser(layers.LayerTypeEthernet, &ethernet, &ip, &tcp)
-	parser.IgnoreUnsupported = true
-	asked := make(map[gopacket.Flow]time.Time)
-	decoded := make([]gopacket.LayerType, 0, 4)
-	frame := make([]byte, 65536)
-	for {
-		n, err := unix.Read(fd, frame)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if parser.DecodeLayers(frame[:n], &decoded) != nil || len(decoded) < 3 || !tcp.SYN {
-			continue
-		}
-		if ports := tcp.TransportFlow(); !tcp.ACK {
-			asked[ports] = time.Now()
-		} else if began, ok := asked[ports.Reverse()]; ok {
-			delete(asked, ports.Reverse())
-			fmt.Printf("{\"source\":%q,\"destination\":%q,\"duration\":%d}\n", ip.DstIP, ip.SrcIP, time.Since(began))
-		}
-	}
 }
 
 func watchWithTcpdump(b *testing.B, h *testbed.Host, args ...string) (stop func() time.Duration) {
