@@ -34,3 +34,11 @@ var haveFetchAdd = sync.OnceValue(func() bool {
 func haveHelper(f asm.BuiltinFunc) bool {
 	return features.HaveProgramHelper(ebpf.SchedCLS, f) == nil
 }
+
+// outerFirst tells whether packets from a tunnel have the headers around them in
+// front, as before Linux 5.14. Nothing short of a tunnel would show it, so this
+// goes by the version.
+var outerFirst = func() bool {
+	version, err := features.LinuxVersionCode()
+	return err == nil && version < 5<<16|14<<8
+}

@@ -34,6 +34,7 @@ const (
 	kernel512VarFlatUntrackedNs = "flat_untracked_ns"
 	kernel512VarHaveComm        = "have_comm"
 	kernel512VarHavePid         = "have_pid"
+	kernel512VarOuterFirst      = "outer_first"
 	kernel512VarTypeCounter     = "type_counter"
 	kernel512VarTypeRecord      = "type_record"
 )
@@ -110,6 +111,7 @@ type kernel512VariableSpecs struct {
 	FlatUntrackedNs *ebpf.VariableSpec `ebpf:"flat_untracked_ns"`
 	HaveComm        *ebpf.VariableSpec `ebpf:"have_comm"`
 	HavePid         *ebpf.VariableSpec `ebpf:"have_pid"`
+	OuterFirst      *ebpf.VariableSpec `ebpf:"outer_first"`
 	TypeCounter     *ebpf.VariableSpec `ebpf:"type_counter"`
 	TypeRecord      *ebpf.VariableSpec `ebpf:"type_record"`
 }
@@ -169,6 +171,7 @@ type kernel512Variables struct {
 	FlatUntrackedNs *ebpf.Variable `ebpf:"flat_untracked_ns"`
 	HaveComm        *ebpf.Variable `ebpf:"have_comm"`
 	HavePid         *ebpf.Variable `ebpf:"have_pid"`
+	OuterFirst      *ebpf.Variable `ebpf:"outer_first"`
 	TypeCounter     *ebpf.Variable `ebpf:"type_counter"`
 	TypeRecord      *ebpf.Variable `ebpf:"type_record"`
 }

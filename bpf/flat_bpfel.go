@@ -217,6 +217,7 @@ const (
 	kernelVarFlatUntrackedNs = "flat_untracked_ns"
 	kernelVarHaveComm        = "have_comm"
 	kernelVarHavePid         = "have_pid"
+	kernelVarOuterFirst      = "outer_first"
 	kernelVarTypeCounter     = "type_counter"
 	kernelVarTypeRecord      = "type_record"
 )
@@ -293,6 +294,7 @@ type kernelVariableSpecs struct {
 	FlatUntrackedNs *ebpf.VariableSpec `ebpf:"flat_untracked_ns"`
 	HaveComm        *ebpf.VariableSpec `ebpf:"have_comm"`
 	HavePid         *ebpf.VariableSpec `ebpf:"have_pid"`
+	OuterFirst      *ebpf.VariableSpec `ebpf:"outer_first"`
 	TypeCounter     *ebpf.VariableSpec `ebpf:"type_counter"`
 	TypeRecord      *ebpf.VariableSpec `ebpf:"type_record"`
 }
@@ -352,6 +354,7 @@ type kernelVariables struct {
 	FlatUntrackedNs *ebpf.Variable `ebpf:"flat_untracked_ns"`
 	HaveComm        *ebpf.Variable `ebpf:"have_comm"`
 	HavePid         *ebpf.Variable `ebpf:"have_pid"`
+	OuterFirst      *ebpf.Variable `ebpf:"outer_first"`
 	TypeCounter     *ebpf.Variable `ebpf:"type_counter"`
 	TypeRecord      *ebpf.Variable `ebpf:"type_record"`
 }

@@ -175,6 +175,7 @@ func ordinary(t testing.TB, program string) (data, syns [][]byte) {
 }
 
 func TestHotPathCountsNothing(t *testing.T) {
+	setOuterFirst(t, false)
 	k := openKernel(t)
 	for name, program := range k.entries() {
 		data, syns := ordinary(t, name)
@@ -195,6 +196,7 @@ func TestHotPathCountsNothing(t *testing.T) {
 // Ordinary segments must cost no helper call, and with it no map lookup: in
 // copies of the programs each call goes to a function that leaves a mark.
 func TestHotPathCallsNothing(t *testing.T) {
+	setOuterFirst(t, false)
 	testbed.Root(t)
 	for _, name := range []string{kernelProgFlatIngress, kernelProgFlatEgress, kernelProgFlatIngressL3, kernelProgFlatEgressL3} {
 		t.Run(name, func(t *testing.T) {

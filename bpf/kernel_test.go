@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"bytes"
+	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
 	"testing"
@@ -64,12 +65,18 @@ var (
 const runnable = 54
 
 // openBare has frames reach the programs of devices without a link header, as
-// packets that begin with the IP header.
-func openBare(t testing.TB) *kernel {
+// packets that begin with the IP header, or what comes in with the header around
+// it, as packets of a tunnel do on old kernels (outerFirst).
+func openBare(t testing.TB, outer bool) *kernel {
 	t.Helper()
+	setOuterFirst(t, outer)
 	k := openKernel(t)
 	k.deliver = func(in bool, frame []byte) {
 		k.t.Helper()
+		if in && outer {
+			k.run(k.programs.FlatIngressL3, withoutPadding(frame))
+			return
+		}
 		packet := frame[etherHeader:]
 		if short := runnable - len(packet); short > 0 {
 			packet = append(bytes.Clone(packet), make([]byte, short)...)
@@ -81,6 +88,24 @@ func openBare(t testing.TB) *kernel {
 		}
 	}
 	return k
+}
+
+// setOuterFirst has programs loaded as on an old kernel, or as on a newer one.
+func setOuterFirst(t testing.TB, outer bool) {
+	asIs := outerFirst
+	outerFirst = func() bool { return outer }
+	t.Cleanup(func() { outerFirst = asIs })
+}
+
+// withoutPadding takes away what follows the IP packet, as the kernel does with
+// what it takes out of a tunnel.
+func withoutPadding(frame []byte) []byte {
+	ip := frame[etherHeader:]
+	length := int(binary.BigEndian.Uint16(ip[2:]))
+	if ip[0]>>4 == 6 {
+		length = 40 + int(binary.BigEndian.Uint16(ip[4:]))
+	}
+	return frame[:etherHeader+min(length, len(ip))]
 }
 
 // in and out have a frame pass the programs of that direction.

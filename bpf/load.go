@@ -29,11 +29,12 @@ func loadSpec() (*ebpf.CollectionSpec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the embedded programs: %w", err)
 	}
-	for name, have := range map[string]bool{
-		"have_pid":  haveHelper(asm.FnGetCurrentPidTgid),
-		"have_comm": haveHelper(asm.FnGetCurrentComm),
+	for name, is := range map[string]bool{
+		"have_pid":    haveHelper(asm.FnGetCurrentPidTgid),
+		"have_comm":   haveHelper(asm.FnGetCurrentComm),
+		"outer_first": outerFirst(),
 	} {
-		if err := spec.Variables[name].Set(have); err != nil {
+		if err := spec.Variables[name].Set(is); err != nil {
 			return nil, fmt.Errorf("tell the programs what the kernel has: %w", err)
 		}
 	}

@@ -292,6 +292,50 @@ static __always_inline int judge_tcp(const struct tcp_header *tcp, const struct 
 	return PARSED_SKIP;
 }
 
+/*
+ * Whether what comes from a tunnel still has the headers around it in front: so
+ * with ipip, gre, sit and their like before Linux 5.14, whose series "net: reset
+ * MAC header consistently across L3 virtual devices" took them away.
+ */
+const volatile bool outer_first;
+
+/* Ethernet, two tags, IPv6 and GRE with all its fields, and some to spare. */
+#define OUTER_MAX 127
+
+static __always_inline bool begins_with(const struct cursor *c, const __be16 *begin)
+{
+	const __be16 *found = c->pos;
+
+	return (void *)(found + 3) <= c->end && found[0] == begin[0] && found[1] == begin[1] &&
+	       found[2] == begin[2];
+}
+
+/*
+ * skip_outer moves on to the IP header that the kernel takes for this packet's,
+ * or returns a negative counter. It is where the packet begins, or as far from
+ * its end as it is long.
+ */
+static __always_inline int skip_outer(struct __sk_buff *skb, struct cursor *c)
+{
+	__be16 begin[3]; /* the length is in the second word of IPv4, the third of IPv6 */
+	__u64 length, outer;
+
+	if (bpf_skb_load_bytes_relative(skb, 0, begin, sizeof(begin), BPF_HDR_START_NET))
+		return -COUNT_TRUNCATED;
+	if (begins_with(c, begin))
+		return PARSED;
+	length = skb->protocol == bpf_htons(ETH_P_IP)
+			 ? bpf_ntohs(begin[1])
+			 : sizeof(struct ipv6hdr) + bpf_ntohs(begin[2]);
+	outer = skb->len - length;
+	if (outer > OUTER_MAX)
+		return -COUNT_MALFORMED;
+	advance(c, opaque(skb, outer) & OUTER_MAX);
+	if (c->pos + sizeof(begin) > c->end)
+		return -COUNT_TRUNCATED;
+	return begins_with(c, begin) ? PARSED : -COUNT_MALFORMED;
+}
+
 static __always_inline int parse(struct __sk_buff *skb, struct packet *p, enum direction direction,
 				 enum link link)
 {
@@ -300,6 +344,12 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p, enum d
 	struct tcp_header *tcp;
 	int result;
 
+	if (link == LINK_NONE && direction == INGRESS && outer_first &&
+	    (protocol == bpf_htons(ETH_P_IP) || protocol == bpf_htons(ETH_P_IPV6))) {
+		result = skip_outer(skb, &c);
+		if (result < 0)
+			return result;
+	}
 	if (protocol == bpf_htons(ETH_P_IP))
 		result = parse_ipv4(&c, p);
 	else if (protocol == bpf_htons(ETH_P_IPV6))
