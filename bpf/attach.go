@@ -83,6 +83,11 @@ func (s *State) SetMode(m Mode) { s.attacher.mode = m }
 // see each packet of the interface once. It may be called at any time again;
 // changed says whether it had to do anything.
 func (s *State) Attach(iface Interface) (changed bool, err error) {
+	if iface.L3 {
+		if err := s.needL3(); err != nil {
+			return false, fmt.Errorf("attach %s: %w", iface.Name, err)
+		}
+	}
 	a := &s.attacher
 	mode := a.mode
 	if mode != Clsact {

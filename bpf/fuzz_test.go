@@ -146,11 +146,14 @@ func openFuzzed(t testing.TB) *fuzzed {
 		testbed.Missing(t, "mount a BPF file system: %v", err)
 	}
 	defer unix.Unmount(path, unix.MNT_DETACH)
-	s, err := open(path, Auto, spec)
+	s, err := open(path, Auto, func() (*ebpf.CollectionSpec, error) { return spec, nil })
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
+	if err := s.needL3(); err != nil {
+		t.Fatal(err)
+	}
 	return &fuzzed{kernel: kernelOf(t, s), plain: true}
 }
 

@@ -23,20 +23,21 @@ const oldest = 510
 
 // helperSince is the kernel in which each helper appeared, for programs of tc.
 var helperSince = map[asm.BuiltinFunc]int{
-	asm.FnMapLookupElem:   319,
-	asm.FnMapUpdateElem:   319,
-	asm.FnMapDeleteElem:   319,
-	asm.FnGetPrandomU32:   401,
-	asm.FnSkbLoadBytes:    405,
-	asm.FnSkbPullData:     409,
-	asm.FnGetSocketCookie: 412,
-	asm.FnGetSocketUid:    412,
-	asm.FnSkbCgroupId:     418,
-	asm.FnSpinLock:        501,
-	asm.FnSpinUnlock:      501,
-	asm.FnRingbufReserve:  508,
-	asm.FnRingbufSubmit:   508,
-	asm.FnKtimeGetBootNs:  508,
+	asm.FnMapLookupElem:        319,
+	asm.FnMapUpdateElem:        319,
+	asm.FnMapDeleteElem:        319,
+	asm.FnGetPrandomU32:        401,
+	asm.FnSkbLoadBytes:         405,
+	asm.FnSkbPullData:          409,
+	asm.FnGetSocketCookie:      412,
+	asm.FnGetSocketUid:         412,
+	asm.FnSkbCgroupId:          418,
+	asm.FnSkbLoadBytesRelative: 418,
+	asm.FnSpinLock:             501,
+	asm.FnSpinUnlock:           501,
+	asm.FnRingbufReserve:       508,
+	asm.FnRingbufSubmit:        508,
+	asm.FnKtimeGetBootNs:       508,
 }
 
 var (
@@ -140,6 +141,10 @@ func TestVerifierHasRoomLeft(t *testing.T) {
 }
 
 func (k *kernel) entries() map[string]*ebpf.Program {
+	k.t.Helper()
+	if err := k.needL3(); err != nil {
+		k.t.Fatal(err)
+	}
 	return map[string]*ebpf.Program{
 		kernelProgFlatIngress:   k.programs.FlatIngress,
 		kernelProgFlatEgress:    k.programs.FlatEgress,

@@ -71,6 +71,9 @@ func openBare(t testing.TB, outer bool) *kernel {
 	t.Helper()
 	setOuterFirst(t, outer)
 	k := openKernel(t)
+	if err := k.needL3(); err != nil {
+		t.Fatal(err)
+	}
 	k.deliver = func(in bool, frame []byte) {
 		k.t.Helper()
 		if in && outer {

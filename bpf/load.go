@@ -44,7 +44,7 @@ func loadSpec() (*ebpf.CollectionSpec, error) {
 	return spec, nil
 }
 
-// load loads the programs; maps are pinned by name, or taken from their pins.
+// load loads and pins the programs; maps are pinned by name, or taken from their pins.
 func (s *State) load(spec *ebpf.CollectionSpec) error {
 	maps, err := s.loadMaps(spec)
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
@@ -54,12 +54,49 @@ func (s *State) load(spec *ebpf.CollectionSpec) error {
 		return explain(fmt.Errorf("load the maps: %w", err))
 	}
 	defer maps.Close() // but for what is taken out of it
-	programs, err := loadPrograms(spec, maps.Maps)
+	programs, err := loadPrograms(spec, maps.Maps, ethernetPrograms)
 	if err != nil {
 		return explain(fmt.Errorf("load the programs: %w", err))
 	}
 	s.programs, s.maps = namedPrograms(programs), namedMaps(maps.DetachMap)
-	return s.startSequence()
+	if err := s.startSequence(); err != nil {
+		return err
+	}
+	return s.pinPrograms(programs)
+}
+
+// The programs by the devices that they are for.
+var (
+	ethernetPrograms = []string{kernelProgFlatIngress, kernelProgFlatEgress}
+	l3Programs       = []string{kernelProgFlatIngressL3, kernelProgFlatEgressL3}
+)
+
+// needL3 loads and pins the programs for devices without a link header, if they
+// are not there yet. Most hosts have no such device, and start sooner without.
+func (s *State) needL3() error {
+	if s.programs.FlatIngressL3 != nil {
+		return nil
+	}
+	spec, err := s.spec()
+	if err != nil {
+		return err
+	}
+	maps, err := s.loadMaps(spec)
+	if err != nil {
+		return explain(fmt.Errorf("open the maps: %w", err))
+	}
+	defer maps.Close()
+	programs, err := loadPrograms(spec, maps.Maps, l3Programs)
+	if err != nil {
+		return explain(fmt.Errorf("load the programs: %w", err))
+	}
+	l3 := namedPrograms(programs)
+	if err := s.pinPrograms(programs); err != nil {
+		l3.Close()
+		return err
+	}
+	s.programs.FlatIngressL3, s.programs.FlatEgressL3 = l3.FlatIngressL3, l3.FlatEgressL3
+	return nil
 }
 
 func (s *State) loadMaps(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
@@ -74,15 +111,15 @@ func (s *State) loadMaps(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
 	return ebpf.NewCollectionWithOptions(spec, options)
 }
 
-// loadPrograms loads all programs at once, for the verifier takes its time and
-// works for each on a CPU of its own.
-func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (map[string]*ebpf.Program, error) {
+// loadPrograms loads programs at once, for the verifier takes its time and works
+// for each on a CPU of its own.
+func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, names []string) (map[string]*ebpf.Program, error) {
 	var mu sync.Mutex
 	var tasks errgroup.Group
 	programs := make(map[string]*ebpf.Program)
-	for name, program := range spec.Programs {
+	for _, name := range names {
 		alone := spec.Copy()
-		alone.Programs = map[string]*ebpf.ProgramSpec{name: program.Copy()}
+		alone.Programs = map[string]*ebpf.ProgramSpec{name: spec.Programs[name].Copy()}
 		tasks.Go(func() error {
 			loaded, err := ebpf.NewCollectionWithOptions(alone, ebpf.CollectionOptions{MapReplacements: maps})
 			if err != nil {
@@ -104,6 +141,7 @@ func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (map[str
 	return programs, nil
 }
 
+// namedPrograms may lack those for devices without a link header.
 func namedPrograms(programs map[string]*ebpf.Program) kernelPrograms {
 	return kernelPrograms{
 		FlatEgress:    programs[kernelProgFlatEgress],

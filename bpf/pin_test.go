@@ -35,15 +35,17 @@ func newSession(t *testing.T, s *State) *kernel {
 // older is what an earlier release, with other programs, would have opened.
 func older(t *testing.T, path string) *kernel {
 	t.Helper()
-	spec, err := loadSpec()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, p := range spec.Programs {
-		// Behind the first instruction, which carries the function's name.
-		p.Instructions = slices.Insert(p.Instructions, 1, asm.Mov.Imm(asm.R0, 0))
-	}
-	s, err := open(path, Auto, spec)
+	s, err := open(path, Auto, func() (*ebpf.CollectionSpec, error) {
+		spec, err := loadSpec()
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range spec.Programs {
+			// Behind the first instruction, which carries the function's name.
+			p.Instructions = slices.Insert(p.Instructions, 1, asm.Mov.Imm(asm.R0, 0))
+		}
+		return spec, nil
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,6 +127,49 @@ func TestSameProgramsAreAdopted(t *testing.T) {
 	}
 	if c[Finished] != 2 {
 		t.Errorf("finished %d over both sessions, want 2", c[Finished])
+	}
+}
+
+// Few hosts have a device without a link header, and none pays for its programs
+// before it is there.
+func TestProgramsForL3DevicesWaitForOne(t *testing.T) {
+	path := testbed.BPFFS(t)
+	pinned := func() (n int) {
+		for _, name := range append(ethernetPrograms, l3Programs...) {
+			if _, err := os.Stat(filepath.Join(path, "v1", name)); err == nil {
+				n++
+			}
+		}
+		return n
+	}
+	first := session(t, path).started(StartFresh)
+	if n := pinned(); n != 2 {
+		t.Errorf("%d programs pinned at first, want 2", n)
+	}
+	first.leave()
+
+	second := session(t, path).started(StartAdopt)
+	if err := second.needL3(); err != nil {
+		t.Fatal(err)
+	}
+	if n := pinned(); n != 4 {
+		t.Errorf("%d programs pinned once L3 is needed, want 4", n)
+	}
+	l3 := id(t, second.programs.FlatIngressL3)
+	second.leave()
+
+	third := session(t, path).started(StartAdopt)
+	if err := third.needL3(); err != nil {
+		t.Fatal(err)
+	}
+	if now := id(t, third.programs.FlatIngressL3); now != l3 {
+		t.Errorf("program %d for L3, was %d: not adopted", now, l3)
+	}
+	third.leave()
+
+	older(t, path).started(StartReplace).leave()
+	if n := pinned(); n != 2 {
+		t.Errorf("%d programs pinned after others took over, want 2", n)
 	}
 }
 
@@ -247,8 +292,8 @@ func pinNames(t *testing.T, path string) (names []string) {
 	return names
 }
 
-// pins is how many there are but for links: 12 maps and 4 programs.
-const pins = 16
+// pins is how many there are but for links and the programs for L3: 12 maps and 2 programs.
+const pins = 14
 
 // Whichever pin is missing, the next start puts it back and measures, and the
 // one after that finds nothing to do.

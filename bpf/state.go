@@ -57,7 +57,8 @@ type State struct {
 	root     string // the pin path
 	dir      string // root/v<ABI>
 	lock     *os.File
-	programs kernelPrograms
+	spec     func() (*ebpf.CollectionSpec, error)
+	programs kernelPrograms // those of L3 are nil until they are needed
 	maps     kernelMaps
 	ledger   *ledger
 	awaiting *awaiting
@@ -68,19 +69,19 @@ type State struct {
 // Open takes hold of the state below pinPath, creating what is missing. It
 // attaches nothing and changes no settings. The caller must Close it.
 func Open(pinPath string, mode Mode) (*State, error) {
-	spec, err := loadSpec()
+	return open(pinPath, mode, loadSpec)
+}
+
+func open(pinPath string, mode Mode, specOf func() (*ebpf.CollectionSpec, error)) (s *State, err error) {
+	spec, err := specOf()
 	if err != nil {
 		return nil, err
 	}
-	return open(pinPath, mode, spec)
-}
-
-func open(pinPath string, mode Mode, spec *ebpf.CollectionSpec) (s *State, err error) {
 	// Linux before 5.11 charges maps to this limit. Without CAP_SYS_RESOURCE
 	// it stays as it is, which may well be enough.
 	_ = rlimit.RemoveMemlock()
 
-	s = &State{root: pinPath, dir: filepath.Join(pinPath, fmt.Sprintf("v%d", ABI))}
+	s = &State{spec: specOf, root: pinPath, dir: filepath.Join(pinPath, fmt.Sprintf("v%d", ABI))}
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -122,7 +123,7 @@ func (s *State) start(spec *ebpf.CollectionSpec) (Start, error) {
 	case err != nil:
 		return "", err
 	case pinned == nil:
-		return StartFresh, s.fresh(spec)
+		return StartFresh, s.load(spec)
 	default:
 		if s.adopt(spec, pinned) {
 			return StartAdopt, nil
@@ -131,23 +132,15 @@ func (s *State) start(spec *ebpf.CollectionSpec) (Start, error) {
 	}
 }
 
-// fresh loads everything into an empty directory.
-func (s *State) fresh(spec *ebpf.CollectionSpec) error {
-	if err := s.load(spec); err != nil {
-		return err
-	}
-	return s.pinPrograms()
-}
-
 // adopt takes over the pinned programs and maps if they are what this binary
 // would load. Nothing in the kernel changes.
 func (s *State) adopt(spec *ebpf.CollectionSpec, pinned map[string]*ebpf.Program) bool {
 	for name, program := range spec.Programs {
 		p, ok := pinned[name]
-		if !ok {
+		if !ok && (slices.Contains(ethernetPrograms, name) || len(pinned) != len(ethernetPrograms)) {
 			return false
 		}
-		if !isLoaded(program, p) {
+		if ok && !isLoaded(program, p) {
 			return false
 		}
 	}
@@ -212,10 +205,12 @@ func usesAll(p *ebpf.Program, dir string, maps *kernelMaps) bool {
 // replace loads this binary's programs against the maps that are there, and
 // makes maps that are missing. The interfaces go over when they are attached.
 func (s *State) replace(spec *ebpf.CollectionSpec) error {
-	if err := s.load(spec); err != nil {
-		return err
+	for _, name := range l3Programs { // loaded anew when they are needed
+		if err := s.unpinProgram(name); err != nil {
+			return err
+		}
 	}
-	return s.pinPrograms()
+	return s.load(spec)
 }
 
 // pinned opens the programs in the pin directory; nil if there is no map
@@ -281,21 +276,22 @@ func (s *State) startSequence() error {
 	return nil
 }
 
-// pinPrograms pins the programs in place of those that are pinned.
-func (s *State) pinPrograms() error {
-	for name, p := range map[string]*ebpf.Program{
-		kernelProgFlatEgress:    s.programs.FlatEgress,
-		kernelProgFlatEgressL3:  s.programs.FlatEgressL3,
-		kernelProgFlatIngress:   s.programs.FlatIngress,
-		kernelProgFlatIngressL3: s.programs.FlatIngressL3,
-	} {
-		path := filepath.Join(s.dir, name)
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("unpin program %s: %w", name, err)
+// pinPrograms pins programs in place of those that are pinned.
+func (s *State) pinPrograms(programs map[string]*ebpf.Program) error {
+	for name, p := range programs {
+		if err := s.unpinProgram(name); err != nil {
+			return err
 		}
-		if err := p.Pin(path); err != nil {
+		if err := p.Pin(filepath.Join(s.dir, name)); err != nil {
 			return fmt.Errorf("pin program %s: %w", name, err)
 		}
+	}
+	return nil
+}
+
+func (s *State) unpinProgram(name string) error {
+	if err := os.Remove(filepath.Join(s.dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("unpin program %s: %w", name, err)
 	}
 	return nil
 }

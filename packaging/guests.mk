@@ -7,7 +7,7 @@ SUITES ?= bullseye bookworm trixie sid
 
 .PHONY: test-guests test-guests-arch setup-guests
 
-test-guests: setup-guests ## test the package in Debian guests, SUITES="bullseye sid" or all
+test-guests: setup-guests ## test the package in Debian guests, SUITES="bullseye sid,trixie" or all
 	$(if $(SUDO),sudo -E env PATH=$(PATH)) systemd/guests/test.sh $(SUITES)
 
 test-guests-arch: setup-guests ## test the programs on kernels of other architectures

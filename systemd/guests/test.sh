@@ -5,8 +5,10 @@
 #
 # Tests flatd in guests of Debian suites: the programs on the bare kernel, then the
 # package in the whole system. For another architecture than this machine's, the
-# programs alone. Runs all of it, whatever fails, and ends with the verdicts. What
-# it takes is built here, for in a guest without KVM a compiler would take minutes.
+# programs alone. Of suites joined by a comma, such as sid,trixie, the first counts
+# that can be had from the mirror. Runs all of it, whatever fails, and ends with the
+# verdicts. What it takes is built here, for in a guest without KVM a compiler would
+# take minutes.
 . "$(dirname "$0")/lib.sh"
 cd "$here/../.."
 arch=$(this_arch)
@@ -50,6 +52,32 @@ check() {
 	verdicts+=("$(printf '%-10s %-13s %s, %d s' "$suite" "$what" $verdict $((SECONDS - started)))")
 }
 
+# test_suite SUITE tests one that is at hand.
+test_suite() {
+	check "$1" "$arch kernel" "$here/guest.sh" -a "$arch" -t 900 "$1" "$work/bpf.test" -test.v -test.run "$kernel_tests"
+	[ ! -d "$work/system" ] ||
+		check "$1" "$arch system" "$here/guest.sh" -t 2400 "$1" "$work/system"
+}
+
+# have SUITE makes what its guests take, once.
+have() {
+	"$here/kernel.sh" "$1" "$arch" >/dev/null || return
+	[ ! -d "$work/system" ] || "$here/image.sh" "$1" >/dev/null
+}
+
+# first_of SUITE... tests the first that can be had.
+first_of() {
+	local suite
+	for suite; do
+		if have "$suite"; then
+			test_suite "$suite"
+			return
+		fi
+		verdicts+=("$(printf '%-10s cannot be had from %s' "$suite" "$(mirror)")")
+	done
+	failed=1
+}
+
 failed=0
 verdicts=()
 work=$(mktemp -d "${TMPDIR:-/tmp}/flatd-guests.XXXXXX")
@@ -59,10 +87,9 @@ alone
 
 go_test "$work/bpf.test" ./bpf
 [ "$arch" != "$(this_arch)" ] || build_job
-for suite; do
-	check "$suite" "$arch kernel" "$here/guest.sh" -a "$arch" -t 900 "$suite" "$work/bpf.test" -test.v -test.run "$kernel_tests"
-	[ ! -d "$work/system" ] ||
-		check "$suite" "$arch system" "$here/guest.sh" -t 2400 "$suite" "$work/system"
+for suites; do
+	IFS=, read -ra suites <<<"$suites"
+	first_of "${suites[@]}"
 done
 printf '== %s\n' "${verdicts[@]}"
 exit $failed
