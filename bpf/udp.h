@@ -65,6 +65,7 @@ static __always_inline void observe_dns(struct half *h, const struct udp_header 
 	question = dns.questions ? h->length - headers : 0;
 	if (question > QUESTION_MAX)
 		question = QUESTION_MAX;
+	question = opaque(h->skb, question); /* one way on for each of them */
 	set_exchange(h, KIND_DNS, udp->source, udp->destination, bpf_ntohs(dns.id));
 
 	if (!(dns.flags & DNS_QR) && is_dns_port(h->settings, udp->destination)) {
