@@ -24,8 +24,6 @@ type Field struct {
 	value func(dst []byte, h *Host, e *Event) []byte
 	list  func(e *Event) []string
 
-	objects []string // names of the JSON objects around it
-	key     string   // its own JSON name with quotes and colon
 	journal string
 }
 
@@ -72,23 +70,11 @@ func Fields() []Field { return slices.Clone(fields) }
 // with `_`, and without what a field name may not begin with.
 func (f Field) Journal() string { return f.journal }
 
-// fieldsOf returns those fields of the table that an event can have: those of
-// summaries come last.
-func fieldsOf(e *Event) []Field {
-	if e.Kind == KindSummary {
-		return fields
-	}
-	return fields[:len(fields)-len(summaryFields)]
-}
-
 // fields is filled once, so that no event pays for the names.
 var fields = func() []Field {
 	table := slices.Concat(baseFields, networkFields, placeFields, ownerFields, dnsFields, flatdFields, summaryFields)
 	for i := range table {
 		f := &table[i]
-		names := strings.Split(f.Path, ".")
-		f.objects = names[:len(names)-1]
-		f.key = strconv.Quote(names[len(names)-1]) + ":"
 		f.journal = strings.ToUpper(strings.ReplaceAll(strings.TrimPrefix(f.Path, "@"), ".", "_"))
 	}
 	return table
@@ -101,7 +87,7 @@ var baseFields = []Field{
 			if e.Time.IsZero() {
 				return dst
 			}
-			return e.Time.UTC().AppendFormat(dst, "2006-01-02T15:04:05.000000000Z07:00")
+			return appendTime(dst, e.Time.UTC())
 		}},
 	{Path: messagePath, Type: TypeText, Presence: PresenceKnown,
 		Doc:   "What flatd has to say, in status events. In the journal every entry has a MESSAGE.",
@@ -321,6 +307,17 @@ var flatdFields = []Field{
 			}
 			return strconv.AppendUint(dst, s.Lost, 10)
 		})},
+}
+
+// appendTime appends a time of UTC with all of its nanoseconds.
+func appendTime(dst []byte, t time.Time) []byte {
+	dst = t.AppendFormat(dst, time.RFC3339) // which the library does fast
+	dst = append(dst[:len(dst)-len("Z")], ".000000000Z"...)
+	for i, n := len(dst)-len("Z"), t.Nanosecond(); n > 0; n /= 10 {
+		i--
+		dst[i] += byte(n % 10)
+	}
+	return dst
 }
 
 // What follows makes the value functions of the table.

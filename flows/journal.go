@@ -20,9 +20,9 @@ func (h *Host) AppendJournal(dst []byte, e *Event) []byte {
 	if id := e.MessageID(); id != "" {
 		dst = append(append(append(dst, "MESSAGE_ID="...), id...), '\n')
 	}
-	table := fieldsOf(e)
+	table := formsOf(e)
 	for i := range table {
-		if f := &table[i]; f.Path != messagePath {
+		if f := &table[i]; !f.message {
 			dst = f.appendJournal(dst, h, e)
 		}
 	}
@@ -31,20 +31,23 @@ func (h *Host) AppendJournal(dst []byte, e *Event) []byte {
 
 // appendJournal appends the field: one line for each value, none if it is
 // unknown.
-func (f *Field) appendJournal(dst []byte, h *Host, e *Event) []byte {
-	if f.Type == TypeList {
+func (f *form) appendJournal(dst []byte, h *Host, e *Event) []byte {
+	if f.list != nil {
 		for _, word := range f.list(e) {
-			dst = append(append(dst, f.journal...), '=')
-			dst = append(append(dst, word...), '\n')
+			dst = append(append(dst, f.journal...), word...)
+			dst = append(dst, '\n')
 		}
 		return dst
 	}
 	mark := len(dst)
-	dst = append(append(dst, f.journal...), '=')
+	dst = append(dst, f.journal...)
 	start := len(dst)
 	dst = f.value(dst, h, e)
-	if len(dst) == start {
+	switch {
+	case len(dst) == start:
 		return dst[:mark]
+	case f.plain:
+		return append(dst, '\n')
 	}
 	return endEntry(dst, start)
 }

@@ -12,60 +12,29 @@ import (
 // The bytes are printable, also on a terminal: whatever is not, such as an
 // interface name with control characters, is escaped.
 func (h *Host) AppendJSON(dst []byte, e *Event) []byte {
-	table := fieldsOf(e)
-	last := -1 // the field before, of those that are known
+	table := formsOf(e)
 	dst = append(dst, '{')
+	begin := len(dst)
+	open := 0   // objects that we are in
+	shared := 0 // those of them that the next field is in, too
 	for i := range table {
+		f := &table[i]
+		shared = min(shared, int(f.shared))
 		mark := len(dst)
-		dst = append(dst, joints[last+1][i]...)
+		dst = closeObjects(dst, open-shared)
+		if mark > begin {
+			dst = append(dst, ',')
+		}
+		dst = append(dst, f.names[f.starts[shared]:]...)
 		start := len(dst)
-		dst = table[i].appendJSON(dst, h, e)
+		dst = f.appendJSON(dst, h, e)
 		if len(dst) == start {
 			dst = dst[:mark]
 			continue
 		}
-		last = i
+		open, shared = int(f.depth), int(f.depth)
 	}
-	if last >= 0 {
-		dst = closeObjects(dst, len(table[last].objects))
-	}
-	return append(dst, '}')
-}
-
-// joints holds what stands between the value of one field and that of another:
-// the ends of the objects that only the first is in, the starts of those that
-// only the second is in, and its name. The first index is that of the field
-// before plus one, 0 for none.
-var joints = func() [][]string {
-	all := make([][]string, len(fields)+1)
-	for before := range all {
-		all[before] = make([]string, len(fields))
-		for i := max(before-1, 0); i < len(fields); i++ {
-			all[before][i] = string(fields[i].appendKey(nil, before))
-		}
-	}
-	return all
-}()
-
-// appendKey leaves the objects of the field before that this one is not in,
-// enters those that it is in, and writes its name.
-func (f *Field) appendKey(dst []byte, before int) []byte {
-	var open []string
-	if before > 0 {
-		open = fields[before-1].objects
-	}
-	shared := 0
-	for shared < len(open) && shared < len(f.objects) && open[shared] == f.objects[shared] {
-		shared++
-	}
-	dst = closeObjects(dst, len(open)-shared)
-	if before > 0 {
-		dst = append(dst, ',')
-	}
-	for _, name := range f.objects[shared:] {
-		dst = append(append(append(dst, '"'), name...), `":{`...)
-	}
-	return append(dst, f.key...)
+	return append(closeObjects(dst, open), '}')
 }
 
 func closeObjects(dst []byte, n int) []byte {
@@ -76,12 +45,12 @@ func closeObjects(dst []byte, n int) []byte {
 }
 
 // appendJSON appends the value, nothing if it is unknown.
-func (f *Field) appendJSON(dst []byte, h *Host, e *Event) []byte {
-	switch f.Type {
-	case TypeLong, TypeBoolean:
-		return f.value(dst, h, e)
-	case TypeList:
+func (f *form) appendJSON(dst []byte, h *Host, e *Event) []byte {
+	if f.list != nil {
 		return appendList(dst, f.list(e))
+	}
+	if f.bare {
+		return f.value(dst, h, e)
 	}
 	dst = append(dst, '"')
 	start := len(dst)
@@ -89,7 +58,10 @@ func (f *Field) appendJSON(dst []byte, h *Host, e *Event) []byte {
 	if len(dst) == start {
 		return dst[:start-1]
 	}
-	return append(escapeJSON(dst, start), '"')
+	if !f.plain {
+		dst = escapeJSON(dst, start)
+	}
+	return append(dst, '"')
 }
 
 // appendList appends an array of words that need no escape.
