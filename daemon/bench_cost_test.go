@@ -65,7 +65,7 @@ func BenchmarkPublishing(tb *testing.B) {
 		orders storm
 		rounds int
 	}{
-		{"storm", outputs.ModeCore, storm{Connections: 10000}, 5},
+		{"storm", outputs.ModeCore, storm{Connections: 10000}, 15},
 		{"steady", outputs.ModeCore, storm{Connections: 10000, PerSecond: 500}, 1},
 	} {
 		tb.Run(c.name, func(tb *testing.B) {

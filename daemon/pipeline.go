@@ -46,9 +46,10 @@ type pipeline struct {
 	measure atomic.Pointer[Measure]
 	filter  atomic.Pointer[Filter]
 
-	custody custody       // for the goroutine of run alone, as are the next three
+	custody custody       // for the goroutine of run alone, as are the next four
 	pause   time.Duration // how long records gather
-	losing  uint64        // how many lost events are being told
+	cpus    processors
+	losing  uint64 // how many lost events are being told
 	// What is lost before that is told together.
 	tellLossAgain time.Time
 	notFollowed   drops // requests that found no room in the tables
@@ -115,6 +116,7 @@ func (p *pipeline) run(ctx context.Context) error {
 			<-woken // before anybody closes the reader
 		}
 	}()
+	p.cpus.spare()
 	p.tellUnconfirmed()
 	nextSweep := time.Now()
 	for ctx.Err() == nil {
@@ -157,11 +159,12 @@ func (p *pipeline) gather() error {
 	n, err := p.readAll()
 	if err != nil || n == 0 {
 		p.pause = gatherLeast
-		return err
+	} else {
+		time.Sleep(p.pause)
+		n, err = p.readAll()
+		p.pause = nextPause(p.pause, n)
 	}
-	time.Sleep(p.pause)
-	n, err = p.readAll()
-	p.pause = nextPause(p.pause, n)
+	p.cpus.adjust(time.Now(), n > gatherMany)
 	return err
 }
 
