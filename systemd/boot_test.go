@@ -81,7 +81,7 @@ type service struct {
 // install puts flatd into the bed, and a few settings.
 func (s *service) install(t *testing.T) {
 	if inGuest() {
-		s.apt(t, "install", s.debs().newer)
+		s.apt(t, "install", deb.file("1.0.1"))
 	} else {
 		s.installTree(t)
 	}

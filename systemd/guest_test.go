@@ -71,7 +71,7 @@ func TestGuestAfterReboot(t *testing.T) {
 }
 
 func (s *service) startInGuest(t *testing.T) {
-	s.apt(t, "install", s.debs().newer)
+	s.apt(t, "install", deb.file("1.0.1"))
 	s.write(t, "/etc/flatd/flatd.toml.d/50-bed.toml", "interfaces = [\"flat0*\", \"wg*\"]\n[outputs.journald]\nprofile = \"all\"\n")
 	s.self, s.peer = s.addPeer(t)
 	for _, h := range []host{s.self, s.peer} {

@@ -25,31 +25,37 @@ func TestPackage(t *testing.T) {
 	for _, tool := range []string{"apt-get", "dpkg", "deb-systemd-helper"} {
 		testbed.Tool(t, tool)
 	}
-	p := &packaged{service: &service{bed: boot(t), t: t}}
-	if _, err := p.try(t, "test", "!", "-e", "/usr/bin/flatd"); err != nil {
-		testbed.Missing(t, "flatd is installed on this machine, and so in the bed")
-	}
-	p.before = p.traces(t)
-	if !inGuest() {
-		p.build(t, "v1.0.0")
-		p.build(t, "v1.0.1")
-	}
-	p.packages = p.debs()
-	for _, step := range []struct {
-		name string
-		test func(*packaged, *testing.T)
-	}{
+	p := newPackaged(t, deb)
+	p.lead(t, []stage{
 		{"installs and starts nothing", (*packaged).install},
 		{"is enabled and started by one command", (*packaged).enable},
 		{"measures on through an upgrade", (*packaged).upgrade},
 		{"is removed with all of its own", (*packaged).remove},
 		{"keeps the configuration when it comes back", (*packaged).comeBack},
 		{"leaves nothing when purged", (*packaged).purge},
-	} {
-		if !p.step(t, step.name, func(t *testing.T) { step.test(p, t) }) {
-			t.Fatal("the other steps need this one")
-		}
+	})
+}
+
+// TestRPM leads the rpm through as much of a life as it can have on Debian, whose
+// rpm knows nothing of what else is installed: its scripts are those that Fedora
+// and its kin run.
+func TestRPM(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds packages and boots systemd")
 	}
+	if inGuest() {
+		t.Skip("the guests have no rpm")
+	}
+	testbed.Tool(t, "rpm")
+	p := newPackaged(t, rpm)
+	// What starts by default says the distribution; of these it is nothing.
+	p.write(t, "/etc/systemd/system-preset/99-default.preset", "disable *\n")
+	p.lead(t, []stage{
+		{"installs and starts nothing", (*packaged).install},
+		{"is enabled and started by one command", (*packaged).enable},
+		{"measures on through an upgrade", (*packaged).upgrade},
+		{"is removed with all of its own", (*packaged).remove},
+	})
 }
 
 // packaged is a bed with two versions of the package at hand.
@@ -59,18 +65,94 @@ type packaged struct {
 	before []string // what is called flatd without the package
 }
 
-// build builds the package of this machine's architecture, which the bed then has.
-func (p *packaged) build(t *testing.T, version string) {
+func newPackaged(t *testing.T, format packageFormat) *packaged {
 	t.Helper()
-	testbed.Run(t, "make", "-s", "-C", "..", "package", "DIST="+p.dir, "BIN="+filepath.Join(p.dir, "bin"),
-		"ARCHES="+runtime.GOARCH, "FORMATS=deb", "VERSION="+version)
+	p := &packaged{service: &service{bed: boot(t), t: t}}
+	if _, err := p.try(t, "test", "!", "-e", "/usr/bin/flatd"); err != nil {
+		testbed.Missing(t, "flatd is installed on this machine, and so in the bed")
+	}
+	p.before = p.traces(t)
+	if !inGuest() {
+		p.build(t, format, "v1.0.0")
+		p.build(t, format, "v1.0.1")
+	}
+	p.packages = packages{format: format, older: format.file("1.0.0"), newer: format.file("1.0.1")}
+	return p
 }
 
-// packages are two versions of the package, by their paths in the bed.
-type packages struct{ older, newer string }
+// stage is one of a package's life.
+type stage struct {
+	name string
+	test func(*packaged, *testing.T)
+}
 
-func (b *bed) debs() packages {
-	return packages{older: "/bed/flatd_1.0.0-1_" + runtime.GOARCH + ".deb", newer: "/bed/flatd_1.0.1-1_" + runtime.GOARCH + ".deb"}
+func (p *packaged) lead(t *testing.T, life []stage) {
+	t.Helper()
+	for _, s := range life {
+		if !p.step(t, s.name, func(t *testing.T) { s.test(p, t) }) {
+			t.Fatal("the other steps need this one")
+		}
+	}
+}
+
+// build builds the package of this machine's architecture, which the bed then has.
+func (p *packaged) build(t *testing.T, format packageFormat, version string) {
+	t.Helper()
+	testbed.Run(t, "make", "-s", "-C", "..", "package", "DIST="+p.dir, "BIN="+filepath.Join(p.dir, "bin"),
+		"ARCHES="+runtime.GOARCH, "FORMATS="+string(format), "VERSION="+version)
+}
+
+// packageFormat is what nfpm calls it.
+type packageFormat string
+
+const (
+	deb packageFormat = "deb"
+	rpm packageFormat = "rpm"
+)
+
+// packages are two versions of the package, by their paths in the bed.
+type packages struct {
+	format       packageFormat
+	older, newer string
+}
+
+// file is the path of a package in the bed.
+func (f packageFormat) file(version string) string {
+	if f == deb {
+		return fmt.Sprintf("/bed/flatd_%s-1_%s.deb", version, runtime.GOARCH)
+	}
+	arch := map[string]string{"amd64": "x86_64", "arm64": "aarch64"}[runtime.GOARCH]
+	return fmt.Sprintf("/bed/flatd-%s-1.%s.rpm", version, arch)
+}
+
+// put is the command that installs a package, or upgrades to it.
+func (p packages) put(path string) []string {
+	if p.format == deb {
+		return append([]string{"env"}, aptGet("install", path)...)
+	}
+	return []string{"rpm", "--force-debian", "--nodeps", "-U", path}
+}
+
+// check is the command that says what of the package is not as it was installed.
+func (p packages) check() []string {
+	if p.format == deb {
+		return []string{"dpkg", "--verify", "flatd"}
+	}
+	return []string{"rpm", "--nodeps", "-V", "flatd"}
+}
+
+// drop is the command that removes the package.
+func (p packages) drop() []string {
+	if p.format == deb {
+		return append([]string{"env"}, aptGet("remove", "flatd")...)
+	}
+	return []string{"rpm", "--nodeps", "-e", "flatd"}
+}
+
+// command runs one in the bed that has its arguments in a list.
+func (p *packaged) command(t *testing.T, args []string) string {
+	t.Helper()
+	return p.run(t, args[0], args[1:]...)
 }
 
 // apt runs apt-get, with the answers a script gives.
@@ -84,7 +166,7 @@ func aptGet(args ...string) []string {
 }
 
 func (p *packaged) install(t *testing.T) {
-	p.apt(t, "install", p.older)
+	p.command(t, p.put(p.older))
 	for _, unit := range []string{"flatd.service", "flatd.socket", "flatd-metrics.socket"} {
 		if got := p.property(t, unit, "ActiveState"); got != "inactive" {
 			t.Errorf("%s is %s without having been asked for", unit, got)
@@ -97,8 +179,8 @@ func (p *packaged) install(t *testing.T) {
 	if got := p.run(t, "stat", "-c", "%U %a", pins); got != "root 700\n" {
 		t.Errorf("%s is of %s", pins, got)
 	}
-	if out := p.run(t, "dpkg", "--verify", "flatd"); out != "" {
-		t.Errorf("dpkg --verify: %s", out)
+	if out := p.command(t, p.check()); out != "" {
+		t.Errorf("the package is not as it was installed: %s", out)
 	}
 	if out := p.run(t, "journalctl", "--list-catalog"); !strings.Contains(out, "The network did not answer in time") {
 		t.Error("the catalog is without flatd's messages")
@@ -137,9 +219,10 @@ func (p *packaged) upgrade(t *testing.T) {
 	first, done := closedPort+p.closed, make(chan struct{})
 	upgraded := make(chan error)
 	go func() {
-		out, err := p.try(t, "env", aptGet("install", p.newer)...)
+		put := p.put(p.newer)
+		out, err := p.try(t, put[0], put[1:]...)
 		if err != nil {
-			err = fmt.Errorf("apt-get install: %w\n%s", err, out)
+			err = fmt.Errorf("%s: %w\n%s", strings.Join(put, " "), err, out)
 		}
 		close(done)
 		upgraded <- err
@@ -218,7 +301,7 @@ func (p *packaged) refuseUntil(t *testing.T, first int, done <-chan struct{}) (r
 }
 
 func (p *packaged) remove(t *testing.T) {
-	p.apt(t, "remove", "flatd")
+	p.command(t, p.drop())
 	p.wantPrograms(t, 0)
 	for _, path := range []string{pins, "/run/flatd", "/usr/bin/flatd"} {
 		if out, err := p.try(t, "ls", "-A", path); err == nil {
@@ -235,7 +318,7 @@ func (p *packaged) comeBack(t *testing.T) {
 	if inGuest() {
 		t.Skip("the same in all suites, and takes long")
 	}
-	p.apt(t, "install", p.newer)
+	p.command(t, p.put(p.newer))
 	// What was enabled stays so over a removal: deb-systemd-helper remembers.
 	p.run(t, "systemctl", "enable", "--now", "flatd")
 	p.wantPrograms(t, 1)
