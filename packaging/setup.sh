@@ -39,7 +39,7 @@ missing_packages() {
 }
 
 need_packages() {
-	local packages
+	local packages service
 	mapfile -t packages < <(missing_packages "$1")
 	[ ${#packages[@]} != 0 ] || return 0
 	command -v apt-get >/dev/null ||
@@ -48,6 +48,11 @@ need_packages() {
 	"${as_root[@]}" apt-get -qq update
 	"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
 		apt-get -qq install --no-install-recommends "${packages[@]}" >/dev/null
+	# Debian starts what it installs. The tests start their own.
+	for service in nginx prometheus; do
+		[ ! -d /run/systemd/system ] || [[ ${packages[*]} != *$service* ]] ||
+			"${as_root[@]}" systemctl --quiet disable --now "$service.service"
+	done
 	mapfile -t packages < <(missing_packages "$1")
 	[ ${#packages[@]} = 0 ] || fail "installed, but still incomplete: ${packages[*]}"
 }

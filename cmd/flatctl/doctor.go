@@ -49,7 +49,7 @@ func doctorCommand(c *client) *cobra.Command {
 				examineNATS(loaded),
 			}
 			findings = append(findings, examineDaemon(cmd.Context(), c)...)
-			return tellFindings(cmd.OutOrStdout(), findings)
+			return inFolds(cmd.OutOrStdout(), func(to io.Writer) error { return tellFindings(to, findings) })
 		},
 	}
 	cmd.Flags().StringVar(&config, "config", daemon.DefaultPath, "the configuration `file`")

@@ -1,34 +1,27 @@
 package main
 
 import (
+	"bytes"
+	"encoding/xml"
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/charmbracelet/x/ansi"
+
 	"github.com/flatd/flatd/bpf/testbed"
 )
 
-// TestPicture: what the README shows of top is what top shows. With -update it is
-// shown anew: real exchanges, on a real screen.
-func TestPicture(t *testing.T) {
-	path := filepath.Join(testbed.Tree(t), "README.md")
-	readme, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	between := regexp.MustCompile("(?s)(<!-- top: [^>]*-->\n```\n)(.*)(```\n<!-- /top -->)")
-	at := between.FindSubmatchIndex(readme)
-	if at == nil {
-		t.Fatal("README.md has no <!-- top --> … <!-- /top -->")
-	}
-	shown := string(readme[at[4]:at[5]])
+// TestPictures: what the README shows of top and histogram is what they show. With
+// -update it is shown anew: real exchanges, on a real screen.
+func TestPictures(t *testing.T) {
 	s := newSite(t)
 	s.stopFlatd()
 	s.startFlatd(named(t, "web1", testbed.Build(t, "flatd", "")))
@@ -39,22 +32,107 @@ func TestPicture(t *testing.T) {
 	}
 	m := s.top("80", "14", "--window", window)
 	m.awaitText("nothing yet", "web1")
+	a := s.newAsking()
 	for round := range rounds {
-		s.scene(round)
+		a.scene(round)
 	}
-	screen := m.awaitText("web1", ":443", ":9 ", silent)
+	m.awaitText("web1", ":443", ":9 ", silent)
+	samePicture(t, "top.svg", "flatctl top", m.run("capture-pane", "-p", "-e", "-N"), "sorted by", "DESTINATION", "? help")
+
+	m = newTmux(t, "80", "40", "env -u NO_COLOR LC_ALL=C.UTF-8 "+s.flatctl+" --socket "+s.socket+" histogram --kind tcp")
+	m.awaitText("ended with 0")
+	drawn, _, _ := strings.Cut(m.run("capture-pane", "-p", "-e", "-N"), "ended with")
+	samePicture(t, "histogram.svg", "flatctl histogram --kind tcp", drawn, "kind=tcp", "mean", "from")
+}
+
+// samePicture draws a screen, and wants the picture that the README shows to have
+// the same words, but for figures, in the lines with these texts.
+func samePicture(t *testing.T, name, title, screen string, texts ...string) {
+	t.Helper()
+	path := filepath.Join(testbed.Tree(t), "packaging/pictures", name)
+	drawn := draw(t, title, screen)
 	if *update {
-		readme = append(append(append([]byte(nil), readme[:at[4]]...), screen...), readme[at[5]:]...)
-		if err := os.WriteFile(path, readme, 0o644); err != nil {
+		if err := os.WriteFile(path, drawn, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		return
 	}
-	for _, text := range []string{"sorted by", "DESTINATION", "? help"} {
-		if have, want := strings.Fields(lineWith(shown, text)), strings.Fields(lineWith(screen, text)); !slices.Equal(have, want) {
-			t.Errorf("README.md has %q, the screen %q; `go test ./cmd/flatctl -run Picture -update` makes it anew", have, want)
+	shown, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	have, want := textOf(t, shown), textOf(t, drawn)
+	if plain := ansi.Strip(screen); !slices.Equal(strings.Fields(want), strings.Fields(plain)) {
+		t.Errorf("the drawing of %q has\n%s\nand not\n%s", title, want, plain)
+	}
+	for _, text := range texts {
+		if have, want := wordsOf(lineWith(have, text)), wordsOf(lineWith(want, text)); !slices.Equal(have, want) || len(want) == 0 {
+			t.Errorf("%s has %q, the screen %q; `go test ./cmd/flatctl -run Picture -update` makes it anew", name, have, want)
 		}
 	}
+	const most = 100_000
+	if len(shown) > most || bytes.Contains(shown, []byte("url(http")) {
+		t.Errorf("%s: %d bytes, and all it needs is to be in it", name, len(shown))
+	}
+	readme, err := os.ReadFile(filepath.Join(testbed.Tree(t), "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(readme, []byte("](packaging/pictures/"+name+")")) {
+		t.Errorf("README.md does not show %s", name)
+	}
+}
+
+// draw makes a picture of a screen with its colours.
+func draw(t *testing.T, title, screen string) []byte {
+	t.Helper()
+	testbed.Tool(t, "/usr/bin/python3")
+	command := exec.Command(filepath.Join(testbed.Tree(t), "packaging/pictures/draw.py"), title)
+	command.Stdin = strings.NewReader(screen)
+	var said bytes.Buffer
+	command.Stderr = &said
+	picture, err := command.Output()
+	if err != nil {
+		if strings.Contains(said.String(), "ModuleNotFoundError") {
+			testbed.Missing(t, "needs Rich for Python (make setup-test installs it)")
+		}
+		t.Fatalf("draw.py: %v\n%s", err, said.String())
+	}
+	return picture
+}
+
+// textOf is what can be read on the screen in a picture.
+func textOf(t *testing.T, picture []byte) string {
+	t.Helper()
+	var svg struct {
+		Groups []struct {
+			Groups []struct {
+				Texts []struct {
+					X    float64 `xml:"x,attr"`
+					Y    float64 `xml:"y,attr"`
+					Text string  `xml:",chardata"`
+				} `xml:"text"`
+			} `xml:"g"`
+		} `xml:"g"`
+	}
+	if err := xml.Unmarshal(picture, &svg); err != nil {
+		t.Fatal(err)
+	}
+	var text strings.Builder
+	for _, outer := range svg.Groups {
+		for _, inner := range outer.Groups {
+			for _, one := range inner.Texts {
+				text.WriteString(one.Text)
+			}
+		}
+	}
+	return strings.ReplaceAll(text.String(), "\u00a0", " ")
+}
+
+// wordsOf are those of a line that are neither figures nor units of them.
+func wordsOf(line string) []string {
+	return slices.DeleteFunc(strings.Fields(line), func(word string) bool {
+		return word[0] >= '0' && word[0] <= '9' || slices.Contains([]string{"ns", "µs", "ms", "s"}, word)
+	})
 }
 
 // silent is an address that nobody answers for.
@@ -62,24 +140,27 @@ const silent = "10.99.0.77"
 
 // scene is a moment of a host's life: some destinations are asked more often than
 // others, one refuses, one is silent.
-func (s *site) scene(round int) {
-	s.t.Helper()
+func (a *asking) scene(round int) {
+	a.t.Helper()
 	if round == 0 {
-		s.prepare()
+		a.prepare()
 	}
 	for i, port := range []string{"443", "5432", "6379"} {
 		for range (20 + (round*7)%25) / (1 + 3*i) {
-			s.dial("tcp", net.JoinHostPort(s.server.V4, port))
+			a.dial("tcp", net.JoinHostPort(a.server.V4, port))
 			if i == 0 {
-				s.dial("tcp", net.JoinHostPort(s.server.V6, port))
+				a.dial("tcp", net.JoinHostPort(a.server.V6, port))
 			}
 		}
 	}
-	if round%5 == 0 {
-		s.refuse()
-		s.inVain()
+	for range 2 + round%4 {
+		a.ask(a.server.V4, dnsPort, a.question(), true)
 	}
-	time.Sleep(150 * time.Millisecond) // life, not a wait
+	if round%5 == 0 {
+		a.refuse()
+		a.inVain()
+	}
+	time.Sleep(100 * time.Millisecond) // life, not a wait
 }
 
 // prepare has the server listen, and the silent address be on the link.

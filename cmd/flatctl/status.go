@@ -67,7 +67,7 @@ func (f *statusFlags) run(cmd *cobra.Command, c *client) error {
 	if f.json {
 		err = printJSON(cmd.OutOrStdout(), s)
 	} else {
-		err = printStatus(cmd.OutOrStdout(), &s, f.counters)
+		err = inFolds(cmd.OutOrStdout(), func(to io.Writer) error { return printStatus(to, &s, f.counters) })
 	}
 	return errors.Join(err, verdict(&s))
 }

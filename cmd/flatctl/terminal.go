@@ -4,9 +4,11 @@ import (
 	"context"
 	"io"
 	"os"
+	"regexp"
 	"strings"
 	"time"
 
+	"github.com/charmbracelet/x/ansi"
 	"golang.org/x/sys/unix"
 
 	"github.com/flatd/flatd/flows"
@@ -67,6 +69,39 @@ func (t terminal) text(s string) string {
 // duration is a duration for people: 1.23 ms.
 func (t terminal) duration(d time.Duration) string {
 	return t.text(string(flows.AppendDuration(nil, d)))
+}
+
+// inFolds prints lines of columns. Those that a terminal is too narrow for are
+// broken between words; files and pipes get them whole.
+func inFolds(to io.Writer, print func(io.Writer) error) error {
+	var text strings.Builder
+	err := print(&text)
+	shown := text.String()
+	if f, ok := to.(*os.File); ok && outputs.IsTerminal(f) {
+		shown = fold(shown, terminalOf(f).width)
+	}
+	if _, failed := io.WriteString(to, shown); failed != nil {
+		return failed
+	}
+	return err
+}
+
+// hanging is what the rest of a broken line stands to the right of: a name, after
+// a mark of doctor's too, or the arrow before a remedy.
+var hanging = regexp.MustCompile(`^(?: *-> |(?:(?:ok|note|BAD) +)? *\S.*?\S {2,})`)
+
+func fold(text string, width int) string {
+	var folded strings.Builder
+	for line := range strings.Lines(text) {
+		begin := hanging.FindString(line)
+		indent := ansi.StringWidth(begin)
+		if ansi.StringWidth(line) > width && indent <= width/2 {
+			rest := ansi.Wordwrap(line[len(begin):], width-indent, "")
+			line = begin + strings.ReplaceAll(strings.TrimSuffix(rest, "\n"), "\n", "\n"+strings.Repeat(" ", indent)) + "\n"
+		}
+		folded.WriteString(line)
+	}
+	return folded.String()
 }
 
 // untilClosed ends ctx when nobody reads f any more, which else only the next
