@@ -86,7 +86,7 @@ func paths(prefix string, object map[string]any) (all []string) {
 // TestReadmeTargets: what it says to make can be made.
 func TestReadmeTargets(t *testing.T) {
 	var rules []byte
-	for _, name := range []string{"../Makefile", "install.mk", "package.mk"} {
+	for _, name := range []string{"../Makefile", "guests.mk", "install.mk", "package.mk"} {
 		text, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
