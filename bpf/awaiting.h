@@ -68,7 +68,7 @@ static __always_inline bool await_ack(__u32 hash, __u32 acknowledgment, __u64 no
 	for (int choice = 0; choice < 2; choice++) {
 		struct awaited *slot = &flat_awaiting.slots[slot_of(hash, choice)];
 
-		if (!slot->since || unit - slot->since > AWAITING_UNITS) {
+		if (!slot->since || (__s32)(unit - slot->since) > AWAITING_UNITS) {
 			slot->acknowledgment = acknowledgment;
 			slot->since = unit;
 			return true;

@@ -45,6 +45,15 @@ struct half {
 	__u32 tsval;   /* 0: none */
 };
 
+/*
+ * elapsed is how long ago something was, in nanoseconds. It may be less than none:
+ * another CPU that saw the flow's next packet may have begun a little later.
+ */
+static __always_inline __s64 elapsed(const struct half *h, __u64 then)
+{
+	return h->now - then;
+}
+
 /* Requests this host made go out, those made to it come in; answers the other way. */
 static __always_inline enum flat_side side_of_request(enum direction d)
 {

@@ -27,7 +27,7 @@ static __always_inline struct flat_pending new_request(const struct half *h)
 	};
 }
 
-static __always_inline __u64 udp_idle(const struct half *h)
+static __always_inline __s64 udp_idle(const struct half *h)
 {
 	return h->settings->udp_idle_ns ? h->settings->udp_idle_ns : UDP_IDLE_DEFAULT_NS;
 }
@@ -86,7 +86,7 @@ static __always_inline struct flat_pending *found_answering(struct half *h)
 /* is_current tells an exchange that goes on from one that has long been over. */
 static __always_inline bool is_current(const struct half *h, const struct flat_pending *found)
 {
-	return found && h->now - found->last_ns < udp_idle(h);
+	return found && elapsed(h, found->last_ns) < udp_idle(h);
 }
 
 /*
@@ -122,10 +122,10 @@ static __always_inline bool is_untracked(const struct half *h)
 {
 	__u64 *last;
 
-	if (!flat_untracked_ns || h->now - flat_untracked_ns > udp_idle(h))
+	if (!flat_untracked_ns || elapsed(h, flat_untracked_ns) > udp_idle(h))
 		return false;
 	last = bpf_map_lookup_elem(&flat_untracked, &h->key);
-	if (!last || h->now - *last > udp_idle(h))
+	if (!last || elapsed(h, *last) > udp_idle(h))
 		return false;
 	*last = h->now;
 	flat_untracked_ns = h->now;
@@ -161,7 +161,11 @@ __subprogram bool remember(struct half *h, struct flat_pending *found)
 			count(COUNT_FILTERED);
 			return false;
 		}
-		if (found && (found->state == STATE_OPEN || found->state == STATE_HALF_OPEN))
+		if (!found) {
+			count(COUNT_REPEATS); /* of what another CPU is about to finish */
+			return false;
+		}
+		if (found->state == STATE_OPEN || found->state == STATE_HALF_OPEN)
 			count(COUNT_REPLACED);
 		failed = bpf_map_update_elem(table_of(side), &h->key, &request, BPF_ANY);
 	}
@@ -172,21 +176,6 @@ __subprogram bool remember(struct half *h, struct flat_pending *found)
 	}
 	trace("request kind %d side %d id %x", h->key.kind, side, h->key.id);
 	return true;
-}
-
-/* keep puts a finished request back, so that what follows it is known for that. */
-static __always_inline void keep(const struct half *h, enum flat_side side,
-				 struct flat_pending *request, enum flat_state state)
-{
-	__u64 last_ns = request->last_ns;
-	int failed;
-
-	request->last_ns = h->now;
-	request->state = state;
-	failed = bpf_map_update_elem(table_of(side), &h->key, request, BPF_NOEXIST);
-	if (failed == -E2BIG)
-		leave_untracked(h); /* another request took the room of this one */
-	request->last_ns = last_ns;
 }
 
 /*
@@ -205,6 +194,37 @@ static __always_inline bool forget(enum flat_side side, const struct flat_key *k
 		failed = bpf_map_delete_elem(&flat_theirs, key);
 	}
 	return !failed;
+}
+
+/*
+ * make_room takes a request away that is not one: while the exchange was out of the
+ * table, another CPU took a further packet of it for the first of a new one.
+ */
+static __always_inline bool make_room(const struct half *h, enum flat_side side)
+{
+	const struct flat_pending *found = bpf_map_lookup_elem(table_of(side), &h->key);
+
+	if (!found || found->state != STATE_OPEN || !forget(side, &h->key))
+		return false;
+	count(COUNT_REPLACED);
+	return true;
+}
+
+/* keep puts a finished request back, so that what follows it is known for that. */
+static __always_inline void keep(const struct half *h, enum flat_side side,
+				 struct flat_pending *request, enum flat_state state)
+{
+	__u64 last_ns = request->last_ns;
+	int failed;
+
+	request->last_ns = h->now;
+	request->state = state;
+	failed = bpf_map_update_elem(table_of(side), &h->key, request, BPF_NOEXIST);
+	if (failed == -EEXIST && make_room(h, side))
+		failed = bpf_map_update_elem(table_of(side), &h->key, request, BPF_NOEXIST);
+	if (failed == -E2BIG)
+		leave_untracked(h); /* another request took the room of this one */
+	request->last_ns = last_ns;
 }
 
 /*

@@ -141,8 +141,8 @@ static __always_inline void complete(struct half *h, const struct tcp_header *tc
 	stop_awaiting(slot_of_peer(h), bpf_ntohl(tcp->acknowledgment));
 	a.at_ns = found->answer_ns;
 	/* Which of several SYN/ACKs this acknowledges is not known. */
-	if (!found->answers)
-		a.client_rtt_ns = h->now - found->answer_ns;
+	if (!found->answers && elapsed(h, found->answer_ns) > 0)
+		a.client_rtt_ns = elapsed(h, found->answer_ns);
 	finish(h, SIDE_SERVER, found, &a);
 }
 

@@ -1,0 +1,66 @@
+package bpf
+
+import (
+	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/flatd/flatd/bpf/testbed"
+)
+
+// A datagram of a flow that is seen on one CPU at the moment in which another CPU
+// sees the answer is of the same exchange: no second one is reported.
+func TestDatagramBesideTheAnswer(t *testing.T) {
+	testbed.Root(t)
+	if runtime.NumCPU() < 2 {
+		t.Skip("one CPU does one thing at a time")
+	}
+	const flows = 20000
+	k := openKernel(t)
+	in, out := ebpf.RunOptions{}, ebpf.RunOptions{}
+	run := func(p *ebpf.Program, o *ebpf.RunOptions) {
+		if _, err := p.Run(o); err != nil {
+			t.Error(err)
+		}
+	}
+	for i := range flows {
+		f := flow4
+		f.from = netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(i >> 12)}), uint16(20000+i&0xfff))
+		in.Data, out.Data = f.udp(t, 1), f.back().udp(t, 2)
+		run(k.programs.FlatIngress, &in)
+		together(
+			func() { run(k.programs.FlatIngress, &in) },
+			func() { run(k.programs.FlatEgress, &out) },
+		)
+		run(k.programs.FlatEgress, &out)
+		if got := k.records(); len(got) != 1 {
+			t.Fatalf("flow %d is reported %d times: %+v", i, len(got), got)
+		}
+	}
+	k.balanced()
+	c, err := k.Counters()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("in %d of %d flows the datagram came in between", c[Replaced], flows)
+}
+
+// together has two functions begin at one moment, each on a thread of its own.
+func together(a, b func()) {
+	var ready atomic.Int32
+	var done sync.WaitGroup
+	for _, do := range []func(){a, b} {
+		done.Go(func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			for ready.Add(1); ready.Load() < 2; {
+			}
+			do()
+		})
+	}
+	done.Wait()
+}
