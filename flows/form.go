@@ -16,7 +16,7 @@ type form struct {
 	depth   uint8                 // how many objects are around it
 	shared  uint8                 // those of them that the field before in the table is in, too
 	bare    bool                  // in JSON without quotes
-	plain   bool                  // needs no escape, in either
+	plain   bool                  // needs no escape in either, even if it was read from hostile JSON
 	message bool                  // what every journal entry has by another rule
 }
 
@@ -44,7 +44,7 @@ func newForm(f *Field, objects []string, name string) form {
 		journal: f.journal + "=",
 		depth:   uint8(len(objects)),
 		bare:    f.Type == TypeLong || f.Type == TypeBoolean,
-		plain:   f.Type != TypeText && (f.Type != TypeKeyword || f.Values != nil || f.Pattern != ""),
+		plain:   f.Type == TypeLong || f.Type == TypeBoolean || f.Type == TypeDate,
 		message: f.Path == messagePath,
 	}
 	for i, object := range objects {
