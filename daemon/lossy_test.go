@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/flatd/flatd/bpf/testbed"
+	"github.com/flatd/flatd/bpf/testbed/tshark"
 )
 
 // What gets lost on the way to and from each of these ports, of one connection
@@ -40,7 +41,7 @@ func TestLossyPath(t *testing.T) {
 	near := newSetup(t, client, binary, "").start(t)
 	far := newSetup(t, server, binary, "").start(t)
 	tr := &traffic{t: t, client: client, server: server}
-	atClient, atServer := startCapture(t, client), startCapture(t, server)
+	atClient, atServer := tshark.StartCapture(t, client), tshark.StartCapture(t, server)
 
 	var all errgroup.Group
 	for _, port := range []int{oneSYNLost, twoSYNsLost, oneSYNACKLost, oneACKLost} {
@@ -59,10 +60,10 @@ func TestLossyPath(t *testing.T) {
 	if err := all.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	atClient.stop()
-	atServer.stop()
+	atClient.Stop()
+	atServer.Stop()
 
-	asked := near.judge(t, atClient.found("client", addressed(client)), "client")
+	asked := near.judge(t, atClient.Found("client", tshark.Addressed(client)), "client")
 	sameDurations(t, asked)
 	closeTo(t, "round trip", asked, func(v verdict) (got, want time.Duration) { return time.Duration(v.Flatd.RTT), v.Found.RTT })
 	repeats := make(map[uint16]int)
@@ -82,7 +83,7 @@ func TestLossyPath(t *testing.T) {
 		}
 	}
 
-	was := far.judge(t, atServer.found("server", addressed(server)), "server")
+	was := far.judge(t, atServer.Found("server", tshark.Addressed(server)), "server")
 	sameDurations(t, was)
 	answeredOnce := slices.DeleteFunc(slices.Clone(was), func(v verdict) bool { return v.Found.ClientRTT > time.Second/2 })
 	closeTo(t, "the client's round trip", answeredOnce, clientRTT)

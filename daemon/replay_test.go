@@ -18,25 +18,25 @@ import (
 func TestReplayedCapture(t *testing.T) {
 	client, server := testbed.Pair(t)
 	tr := newTraffic(t, client, server)
-	recording := startCapture(t, client)
+	recording := tshark.StartCapture(t, client)
 	const rounds = 10
 	for range rounds {
 		tr.everything()
 	}
-	recording.stop()
-	recorded, err := wild.Read(recording.file)
+	recording.Stop()
+	recorded, err := wild.Read(recording.File)
 	if err != nil {
 		t.Fatal(err)
 	}
 
 	left, right := testbed.Pair(t)
 	near := newSetup(t, left, testbed.Build(t, "flatd", ""), "measure.timeout = \"1500ms\"\n").start(t)
-	c := startCapture(t, left)
+	c := tshark.StartCapture(t, left)
 	silence(t, left, right)
-	replay(t, recorded, tshark.Read(t, recording.file), addressed(client), left, right)
+	replay(t, recorded, tshark.Read(t, recording.File), tshark.Addressed(client), left, right)
 	near.waitN("all of the replay", rounds*(answeredOfEverything+silentOnClient), onSide("client"))
-	c.stop()
-	sameDurations(t, near.judge(t, c.found("client", addressed(client)), "client"))
+	c.Stop()
+	sameDurations(t, near.judge(t, c.Found("client", tshark.Addressed(client)), "client"))
 }
 
 // silence takes away what makes the hosts say something of their own.

@@ -22,6 +22,7 @@ import (
 	"github.com/quic-go/quic-go"
 
 	"github.com/flatd/flatd/bpf/testbed"
+	"github.com/flatd/flatd/bpf/testbed/tshark"
 )
 
 const (
@@ -40,7 +41,7 @@ func TestRealServices(t *testing.T) {
 	tr := newTraffic(t, client, server)
 	tr.serveHTTP()
 	tr.serveQUIC()
-	atClient, atServer := startCapture(t, client), startCapture(t, server)
+	atClient, atServer := tshark.StartCapture(t, client), tshark.StartCapture(t, server)
 
 	const rounds = 3
 	for range rounds {
@@ -55,10 +56,10 @@ func TestRealServices(t *testing.T) {
 		tr.connectInVain(silentV4)
 		tr.connectInVain(silentV6)
 	}
-	atClient.stop()
-	atServer.stop()
+	atClient.Stop()
+	atServer.Stop()
 
-	asked := near.judge(t, atClient.found("client", addressed(client)), "client")
+	asked := near.judge(t, atClient.Found("client", tshark.Addressed(client)), "client")
 	sameDurations(t, asked)
 	wantResults(t, asked, "tcp established", "tcp refused", "tcp timeout", "udp answered", "udp unreachable", "icmp answered",
 		"dns noerror", "dns nxdomain")
@@ -71,7 +72,7 @@ func TestRealServices(t *testing.T) {
 			t.Errorf("%s is said to be %q", v.Exchange, v.Network.Protocol)
 		}
 	}
-	was := far.judge(t, atServer.found("server", addressed(server)), "server")
+	was := far.judge(t, atServer.Found("server", tshark.Addressed(server)), "server")
 	sameDurations(t, was)
 	closeTo(t, "the client's round trip", was, clientRTT)
 }

@@ -1,11 +1,8 @@
 package daemon
 
 import (
-	"bytes"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -15,77 +12,6 @@ import (
 	"github.com/flatd/flatd/bpf/testbed"
 	"github.com/flatd/flatd/bpf/testbed/tshark"
 )
-
-// capture records what passes the host's eth0 until it is stopped.
-type capture struct {
-	t    *testing.T
-	file string
-	stop func()
-}
-
-// startCapture returns once packets really are recorded: it sends some to a
-// multicast group, which flatd leaves out, until one is in the file.
-func startCapture(t *testing.T, h *testbed.Host) *capture {
-	t.Helper()
-	testbed.Tool(t, "tcpdump")
-	c := &capture{t: t, file: filepath.Join(t.TempDir(), "eth0.pcap")}
-	dump := h.Command("tcpdump", "-i", "eth0", "-U", "--immediate-mode", "-s", "2048", "-B", "16384", "-Z", "root", "-w", c.file)
-	var said bytes.Buffer
-	dump.Stderr = &said
-	if err := dump.Start(); err != nil {
-		t.Fatal(err)
-	}
-	c.stop = func() {
-		_ = dump.Process.Signal(syscall.SIGINT)
-		_ = dump.Wait()
-		if !strings.Contains(said.String(), "\n0 packets dropped by kernel") {
-			t.Errorf("the capture is not whole: %s", said.String())
-		}
-	}
-	t.Cleanup(func() {
-		if dump.ProcessState == nil {
-			c.stop()
-		}
-	})
-	probe, err := dial(h, "udp", "239.255.0.1:9")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer probe.Close()
-	const header = 24 // of a pcap file
-	for deadline := time.Now().Add(patience); ; {
-		_, _ = probe.Write([]byte("probe"))
-		if info, err := os.Stat(c.file); err == nil && info.Size() > header {
-			return c
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("tcpdump records nothing: %s", said.String())
-		}
-		time.Sleep(time.Millisecond) // or it is busy with the probes when the traffic begins
-	}
-}
-
-// found is what tshark finds in the capture of a host with these addresses that
-// flatd has to report on one side. What came in from outside and was never completed is
-// a scan, or forged, and counted alone.
-func (c *capture) found(side string, host tshark.Hosts) []tshark.Found {
-	c.t.Helper()
-	judge := tshark.NewJudge()
-	packets := tshark.Read(c.t, c.file)
-	for i := range packets {
-		for _, out := range host.Ways(&packets[i]) {
-			judge.Add(&packets[i], out)
-		}
-	}
-	return slices.DeleteFunc(append(judge.Found, judge.Unanswered()...), func(f tshark.Found) bool {
-		return f.Side != side || side == "server" && f.Kind == "tcp" && f.Result == "timeout"
-	})
-}
-
-// addressed is the host that has these addresses.
-func addressed(h *testbed.Host) tshark.Hosts {
-	return tshark.Hosts{netip.MustParseAddr(h.V4): true, netip.MustParseAddr(h.V6): true}
-}
 
 func onSide(side string) func(event) bool {
 	return func(e event) bool { return e.Flatd.Side == side }
@@ -194,17 +120,17 @@ func TestEventsAreTsharks(t *testing.T) {
 			near := newSetup(t, client, binary, config).start(t)
 			far := newSetup(t, server, binary, config).start(t)
 			tr := newTraffic(t, client, server)
-			atClient, atServer := startCapture(t, client), startCapture(t, server)
+			atClient, atServer := tshark.StartCapture(t, client), tshark.StartCapture(t, server)
 			const rounds = 3
 			for range rounds {
 				tr.everything()
 			}
 			near.waitN("all of the client's", rounds*(answeredOfEverything+silentOnClient), onSide("client"))
 			far.waitN("all of the server's", rounds*(answeredOfEverything+silentOnServer), onSide("server"))
-			atClient.stop()
-			atServer.stop()
-			sameDurations(t, near.judge(t, atClient.found("client", addressed(client)), "client"))
-			sameDurations(t, far.judge(t, atServer.found("server", addressed(server)), "server"))
+			atClient.Stop()
+			atServer.Stop()
+			sameDurations(t, near.judge(t, atClient.Found("client", tshark.Addressed(client)), "client"))
+			sameDurations(t, far.judge(t, atServer.Found("server", tshark.Addressed(server)), "server"))
 		})
 	}
 }

@@ -1,96 +1,20 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"math"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
-	"github.com/flatd/flatd/bpf/testbed"
 	"github.com/flatd/flatd/bpf/testbed/tshark"
 	"github.com/flatd/flatd/daemon"
 	"github.com/flatd/flatd/flows"
 )
-
-// capture is tcpdump at the client's interface.
-type capture struct {
-	s    *site
-	file string
-	stop func() // ends it; what it has said is told if it lost packets
-}
-
-// capture returns once whatever passes is recorded.
-func (s *site) capture() *capture {
-	s.t.Helper()
-	testbed.Tool(s.t, "tcpdump")
-	c := &capture{s: s, file: filepath.Join(s.t.TempDir(), "eth0.pcap")}
-	dump := s.client.Command("tcpdump", "-i", "eth0", "-U", "--immediate-mode", "--time-stamp-precision", "nano", "-B", "16384", "-Z", "root", "-w", c.file)
-	var said bytes.Buffer
-	dump.Stderr = &said
-	if err := dump.Start(); err != nil {
-		s.t.Fatal(err)
-	}
-	c.stop = func() {
-		if dump.ProcessState != nil {
-			return
-		}
-		_ = dump.Process.Signal(syscall.SIGINT)
-		_ = dump.Wait()
-		if !strings.Contains(said.String(), "\n0 packets dropped by kernel") {
-			s.t.Errorf("the capture is not whole: %s", said.String())
-		}
-	}
-	s.t.Cleanup(c.stop)
-	c.awaitMark("the capture begins")
-	return c
-}
-
-// awaitMark sends a text to a group of hosts, which flatd leaves out, until it is
-// recorded: then so is all that was sent before.
-func (c *capture) awaitMark(text string) {
-	c.s.t.Helper()
-	mark, err := c.s.udp(0, "239.255.0.1:9")
-	if err != nil {
-		c.s.t.Fatal(err)
-	}
-	defer mark.Close()
-	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
-		if _, err := mark.Write([]byte(text)); err != nil {
-			c.s.t.Fatal(err)
-		}
-		if recorded, err := os.ReadFile(c.file); err == nil && bytes.Contains(recorded, []byte(text)) {
-			return
-		}
-		if time.Now().After(deadline) {
-			c.s.t.Fatalf("tcpdump does not record %q", text)
-		}
-	}
-}
-
-// found ends the capture, and has tshark find what the client asked in it.
-func (c *capture) found() []tshark.Found {
-	c.s.t.Helper()
-	c.awaitMark("the capture ends")
-	c.stop()
-	judge := tshark.NewJudge()
-	client := tshark.Hosts{netip.MustParseAddr(c.s.client.V4): true, netip.MustParseAddr(c.s.client.V6): true}
-	packets := tshark.Read(c.s.t, c.file)
-	for i := range packets {
-		for _, out := range client.Ways(&packets[i]) {
-			judge.Add(&packets[i], out)
-		}
-	}
-	return slices.DeleteFunc(append(judge.Found, judge.Unanswered()...), func(f tshark.Found) bool { return f.Side != "client" })
-}
 
 // figures are tshark's of some exchanges.
 type figures struct {
@@ -256,11 +180,13 @@ func TestFiguresAreTsharks(t *testing.T) {
 // interrupted when shown returns.
 func (a *asking) watched(shown func([]tshark.Found)) (found []tshark.Found, once topDocument) {
 	a.t.Helper()
-	c := a.capture()
+	c := tshark.StartCapture(a.t, a.client)
 	r := flatctl(a.t, "top", "--once", "--interval", "1h", "-o", "json", "--socket", a.socket)
 	r.await("counting for")
 	a.everything()
-	found = c.found()
+	c.Mark("the capture ends")
+	c.Stop()
+	found = c.Found("client", tshark.Addressed(a.client))
 	shown(found)
 	r.stop()
 	lines, err := r.rest()
