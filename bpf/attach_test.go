@@ -153,14 +153,10 @@ func (v *veth) tcx() int {
 // connect makes a TCP connection from the client to its peer.
 func (v *veth) connect(address string) {
 	v.t.Helper()
-	var listener net.Listener
+	listener := v.peer.Listen(v.t, net.JoinHostPort(address, "0"))
+	defer listener.Close()
 	var conn net.Conn
 	var err error
-	v.peer.Do(func() { listener, err = net.Listen("tcp", net.JoinHostPort(address, "0")) })
-	if err != nil {
-		v.t.Fatal(err)
-	}
-	defer listener.Close()
 	v.client.Do(func() { conn, err = net.DialTimeout("tcp", listener.Addr().String(), 10*time.Second) })
 	if err != nil {
 		v.t.Fatal(err)

@@ -216,12 +216,7 @@ const stormVariable = "FLATD_STORM"
 // is theirs alone. It listens on the server's side through an inherited socket.
 func runStorm(b *testing.B, client, server *testbed.Host, orders storm) (result stormResult) {
 	b.Helper()
-	var listener net.Listener
-	var err error
-	server.Do(func() { listener, err = net.Listen("tcp", net.JoinHostPort(server.V4, "0")) })
-	if err != nil {
-		b.Fatal(err)
-	}
+	listener := server.Listen(b, net.JoinHostPort(server.V4, "0"))
 	defer listener.Close()
 	file, err := listener.(*net.TCPListener).File()
 	if err != nil {

@@ -46,22 +46,7 @@ func newTraffic(t *testing.T, client, server *testbed.Host) *traffic {
 // listenTCP accepts and closes.
 func (tr *traffic) listenTCP(port int) {
 	tr.t.Helper()
-	var l net.Listener
-	var err error
-	tr.server.Do(func() { l, err = net.Listen("tcp", fmt.Sprintf("[::]:%d", port)) })
-	if err != nil {
-		tr.t.Fatal(err)
-	}
-	tr.t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			conn.Close()
-		}
-	}()
+	go testbed.CloseEach(tr.server.Listen(tr.t, fmt.Sprintf("[::]:%d", port)))
 }
 
 // echoUDP answers on udpPort and reads without an answer on silentPort.

@@ -58,12 +58,7 @@ func startFlatd(t *testing.T, h *testbed.Host) {
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var listener net.Listener
-	var err error
-	h.Do(func() { listener, err = net.Listen("tcp", metricsSocket) })
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := h.Listen(t, metricsSocket)
 	defer listener.Close()
 	socket, err := listener.(*net.TCPListener).File()
 	if err != nil {
@@ -178,12 +173,7 @@ func dashboardMenus(t *testing.T) (queries []string) {
 // server that is not there, an echo.
 func exchange(t *testing.T, from, to *testbed.Host) {
 	t.Helper()
-	var listener net.Listener
-	var err error
-	to.Do(func() { listener, err = net.Listen("tcp", net.JoinHostPort(to.V4, "0")) })
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := to.Listen(t, net.JoinHostPort(to.V4, "0"))
 	defer listener.Close()
 	for _, address := range []string{listener.Addr().String(), net.JoinHostPort(to.V6, "9")} {
 		from.Do(func() {

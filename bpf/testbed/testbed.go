@@ -6,6 +6,7 @@ package testbed
 import (
 	"fmt"
 	"hash/fnv"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -144,6 +145,19 @@ func (h *Host) Do(f func()) {
 		f()
 	}()
 	<-done
+}
+
+// Listen opens a TCP socket in the host's namespace. The test's end closes it, if
+// nobody has before.
+func (h *Host) Listen(t testing.TB, address string) (listener net.Listener) {
+	t.Helper()
+	var err error
+	h.Do(func() { listener, err = net.Listen("tcp", address) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	return listener
 }
 
 // Command is a command to run in the host's namespace.

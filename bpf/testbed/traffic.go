@@ -14,7 +14,7 @@ import (
 // on two threads: each with a small request and answer, ten packets.
 func Connections(t testing.TB, from, to *Host, connections int) {
 	t.Helper()
-	listener := listen(t, to)
+	listener := to.Listen(t, net.JoinHostPort(to.V4, "0"))
 	defer listener.Close()
 	go AnswerEach(listener)
 	var left atomic.Int64
@@ -45,6 +45,17 @@ func Ask(conn net.Conn) {
 	conn.Close()
 }
 
+// CloseEach takes connections and closes them, until the listener is closed.
+func CloseEach(l net.Listener) {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		conn.Close()
+	}
+}
+
 // AnswerEach answers what Ask asks, until the listener is closed.
 func AnswerEach(l net.Listener) {
 	for {
@@ -63,7 +74,7 @@ func AnswerEach(l net.Listener) {
 // Bulk sends octets in one stream, and returns when all have arrived.
 func Bulk(t testing.TB, from, to *Host, octets int) {
 	t.Helper()
-	listener := listen(t, to)
+	listener := to.Listen(t, net.JoinHostPort(to.V4, "0"))
 	defer listener.Close()
 	received := make(chan int64, 1)
 	go func() {
@@ -107,16 +118,6 @@ func Datagrams(t testing.TB, from, to *Host, datagrams int) {
 			t.Fatal(err)
 		}
 	}
-}
-
-func listen(t testing.TB, h *Host) (listener net.Listener) {
-	t.Helper()
-	var err error
-	h.Do(func() { listener, err = net.Listen("tcp", net.JoinHostPort(h.V4, "0")) })
-	if err != nil {
-		t.Fatal(err)
-	}
-	return listener
 }
 
 func dial(t testing.TB, h *Host, network, address string) (conn net.Conn) {

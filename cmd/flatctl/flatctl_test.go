@@ -35,12 +35,7 @@ func newSite(t *testing.T) *site {
 	if err := os.WriteFile(s.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var err error
-	s.server.Do(func() { s.listener, err = net.Listen("tcp", net.JoinHostPort(s.server.V4, "0")) })
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { s.listener.Close() })
+	s.listener = s.server.Listen(t, net.JoinHostPort(s.server.V4, "0"))
 	s.startFlatd(testbed.Build(t, "flatd", ""))
 	return s
 }

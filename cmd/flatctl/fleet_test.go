@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/flatd/flatd/bpf/testbed"
+	"github.com/flatd/flatd/bpf/testbed/broker"
 	"github.com/flatd/flatd/daemon"
 	"github.com/flatd/flatd/flows"
 )
@@ -23,13 +24,7 @@ import (
 // 127.0.0.1.
 func doorway(t *testing.T, h *testbed.Host, s *server.Server) (address string) {
 	t.Helper()
-	var l net.Listener
-	var err error
-	h.Do(func() { l, err = net.Listen("tcp", "127.0.0.1:0") })
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
+	l := h.Listen(t, "127.0.0.1:0")
 	go func() {
 		for {
 			outside, err := l.Accept()
@@ -67,12 +62,7 @@ func newMember(t *testing.T, name, flatd, flatctl string, s *server.Server) *mem
 	if err := os.WriteFile(m.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var err error
-	m.server.Do(func() { m.listener, err = net.Listen("tcp", net.JoinHostPort(m.server.V4, "7001")) })
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { m.listener.Close() })
+	m.listener = m.server.Listen(t, net.JoinHostPort(m.server.V4, "7001"))
 	m.startFlatd(named(t, name, flatd))
 	return m
 }
@@ -91,7 +81,7 @@ func named(t *testing.T, name, binary string) string {
 // TestFleet: three hosts are one, their histograms merged; and each has a line in
 // the status.
 func TestFleet(t *testing.T) {
-	s := startServer(t, serverOptions(t))
+	s := broker.Start(t, serverOptions(t))
 	flatd, flatctlBinary := testbed.Build(t, "flatd", ""), testbed.Build(t, "flatctl", "")
 	var members []*member
 	for _, name := range []string{"web1", "web2", "web3"} {
@@ -177,7 +167,7 @@ func mergedHistogram(t *testing.T, members []*member) *flows.Histogram {
 
 // TestFleetOfNone: who finds nobody is told what to look at.
 func TestFleetOfNone(t *testing.T) {
-	s := startServer(t, serverOptions(t))
+	s := broker.Start(t, serverOptions(t))
 	if _, err := flatctl(t, "status", "--nats", s.ClientURL()).rest(); err == nil || !strings.Contains(err.Error(), "service = true") {
 		t.Error(err)
 	}

@@ -167,22 +167,7 @@ func (a *asking) scene(round int) {
 func (s *site) prepare() {
 	s.t.Helper()
 	for _, port := range []string{"443", "5432", "6379"} {
-		var l net.Listener
-		var err error
-		s.server.Do(func() { l, err = net.Listen("tcp", ":"+port) })
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		s.t.Cleanup(func() { l.Close() })
-		go func() {
-			for {
-				conn, err := l.Accept()
-				if err != nil {
-					return
-				}
-				conn.Close()
-			}
-		}()
+		go testbed.CloseEach(s.server.Listen(s.t, ":"+port))
 	}
 	mac, err := s.server.Command("cat", "/sys/class/net/eth0/address").Output()
 	if err != nil {
