@@ -14,6 +14,8 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/flatd/flatd/bpf/testbed/broker"
 )
 
 // everything is a stream that takes all of flatd's subjects. A restart takes
@@ -41,12 +43,12 @@ func TestNATSAwayForAWhile(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			o := serverOptions(t)
-			s := startServer(t, o)
+			s := broker.Start(t, o)
 			makeStream(t, client(t, s), everything(1))
 			tr := underFire(t, s.ClientURL(), mode, 1<<17)
 			stop := tr.steadily()
 			tr.await("some events", moreThan(100, tr.stats()))
-			stopServer(s)
+			broker.Stop(s)
 			tr.await("the outage", isDown)
 			time.Sleep(away(t)) // is the subject
 			s = restartServer(t, o, s)
@@ -64,7 +66,7 @@ func TestNATSAwayForAWhile(t *testing.T) {
 func TestNATSReplaced(t *testing.T) {
 	t.Parallel()
 	o := serverOptions(t)
-	first := startServer(t, o)
+	first := broker.Start(t, o)
 	before := makeStream(t, client(t, first), everything(1))
 	tr := underFire(t, first.ClientURL(), ModeJetStream, 1<<17)
 	tr.publish(1000)
@@ -72,11 +74,11 @@ func TestNATSReplaced(t *testing.T) {
 	if n := stored(t, before); n != 1001 {
 		t.Errorf("%d events stored in the first server, want 1001", n)
 	}
-	stopServer(first)
+	broker.Stop(first)
 
 	again := o.Clone()
 	again.Port, again.StoreDir = port(first), t.TempDir()
-	second := startServer(t, again)
+	second := broker.Start(t, again)
 	if second.ID() == first.ID() {
 		t.Fatal("the same server")
 	}
@@ -101,7 +103,7 @@ func TestNATSLameDuck(t *testing.T) {
 			t.Parallel()
 			o := serverOptions(t)
 			o.LameDuckGracePeriod, o.LameDuckDuration = time.Second, 2*time.Second
-			s := startServer(t, o)
+			s := broker.Start(t, o)
 			makeStream(t, client(t, s), everything(1))
 			tr := underFire(t, s.ClientURL(), mode, 1<<17)
 			stop := tr.steadily()
@@ -131,7 +133,7 @@ func cluster(t testing.TB) (servers []*server.Server, urls string) {
 	}
 	for _, o := range options {
 		o.Routes = routes
-		servers = append(servers, startServer(t, o))
+		servers = append(servers, broker.Start(t, o))
 	}
 	return servers, strings.Join(all, ",")
 }
@@ -183,7 +185,7 @@ func TestNATSClusterLosesItsLeader(t *testing.T) {
 	lost := false
 	for _, s := range servers {
 		if s.JetStreamIsStreamLeader(server.DEFAULT_GLOBAL_ACCOUNT, "FLATD") && !lost {
-			stopServer(s)
+			broker.Stop(s)
 			lost = true
 		} else {
 			left = s
@@ -290,7 +292,7 @@ func (p *proxy) wait(n int) {
 // A path that takes longer for a batch than a write may is given smaller ones.
 func TestNATSSlow(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, serverOptions(t))
+	s := broker.Start(t, serverOptions(t))
 	makeStream(t, client(t, s), everything(1))
 	p := startProxy(t, s.ClientURL())
 	tr := underFire(t, p.url(), ModeAuto, 1<<17)
@@ -306,7 +308,7 @@ func TestNATSSlow(t *testing.T) {
 // nor the client its way, also without a stream.
 func TestNATSStalls(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, serverOptions(t))
+	s := broker.Start(t, serverOptions(t))
 	sub := subscribe(t, client(t, s))
 	if err := sub.SetPendingLimits(-1, -1); err != nil {
 		t.Fatal(err)
@@ -340,7 +342,7 @@ func TestNATSPermissionComesAndGoes(t *testing.T) {
 		}
 		return with
 	}
-	s := startServer(t, withPermissions(allowed("other")))
+	s := broker.Start(t, withPermissions(allowed("other")))
 	out := newTestNATS(t, NATSOptions{URL: s.ClientURL(), Mode: ModeCore, User: "flatd", Password: file(t, "f")})
 	tr := newTrial(t, out, 1<<16)
 	reload := func(p *server.Permissions) {

@@ -12,6 +12,8 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/flatd/flatd/bpf/testbed/broker"
 )
 
 // leafnodeFile is one of those that scale.md tells of.
@@ -53,7 +55,7 @@ func TestLeafNode(t *testing.T) {
 	hubOptions.LeafNode.Host, hubOptions.LeafNode.Port = "127.0.0.1", freePort(t)
 	edgeOptions.LeafNode.Remotes[0].URLs = []*url.URL{{Scheme: "nats-leaf", Host: fmt.Sprint("127.0.0.1:", hubOptions.LeafNode.Port)}}
 	edgeOptions.LeafNode.ReconnectInterval = 100 * time.Millisecond
-	hub, edge := startServer(t, hubOptions), startServer(t, edgeOptions)
+	hub, edge := broker.Start(t, hubOptions), broker.Start(t, edgeOptions)
 	addStream(t, client(t, edge), "edge-stream.json")
 	addStream(t, client(t, hub), "hub-stream.json")
 
@@ -61,14 +63,14 @@ func TestLeafNode(t *testing.T) {
 	stop := tr.steadily()
 	awaitHub(t, hub, func(stored uint64) bool { return stored > 100 })
 
-	stopServer(hub)
+	broker.Stop(hub)
 	tr.await("some events without the hub", moreThan(500, tr.stats()))
-	hub = startServer(t, hubOptions)
+	hub = broker.Start(t, hubOptions)
 	awaitHub(t, hub, func(stored uint64) bool { return stored >= tr.stats().Delivered/2 })
 
-	stopServer(edge)
+	broker.Stop(edge)
 	tr.await("the outage", isDown)
-	startServer(t, edgeOptions)
+	broker.Start(t, edgeOptions)
 	tr.await("some events after it", moreThan(500, tr.stats()))
 
 	stop()

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/flatd/flatd/bpf/testbed/broker"
 	"github.com/flatd/flatd/flows"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
@@ -21,29 +22,9 @@ const patience = 30 * time.Second
 
 func serverOptions(t testing.TB) *server.Options {
 	return &server.Options{
-		Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true,
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true, // as a reload has to have them, too
 		JetStream: true, StoreDir: t.TempDir(),
 	}
-}
-
-// startServer runs a real NATS server in this process.
-func startServer(t testing.TB, o *server.Options) *server.Server {
-	t.Helper()
-	s, err := server.NewServer(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Start()
-	if !s.ReadyForConnections(patience) {
-		t.Fatal("the NATS server does not start")
-	}
-	t.Cleanup(func() { stopServer(s) })
-	return s
-}
-
-func stopServer(s *server.Server) {
-	s.Shutdown()
-	s.WaitForShutdown()
 }
 
 // restartServer starts a server on the port and store of one that was stopped.
@@ -51,7 +32,7 @@ func restartServer(t testing.TB, o *server.Options, old *server.Server) *server.
 	t.Helper()
 	again := o.Clone()
 	again.Port = port(old)
-	return startServer(t, again)
+	return broker.Start(t, again)
 }
 
 func port(s *server.Server) int {
@@ -158,7 +139,7 @@ func checkMessage(t *testing.T, sub *nats.Subscription, e *flows.Event, subject 
 }
 
 func TestNATSCore(t *testing.T) {
-	s := startServer(t, serverOptions(t))
+	s := broker.Start(t, serverOptions(t))
 	sub := subscribe(t, client(t, s))
 	out := newTestNATS(t, NATSOptions{URL: s.ClientURL(), Mode: ModeCore})
 	awaitReady(t, out)
@@ -171,9 +152,9 @@ func TestNATSCore(t *testing.T) {
 
 func TestNATSServerAppears(t *testing.T) {
 	o := serverOptions(t)
-	first := startServer(t, o)
+	first := broker.Start(t, o)
 	url := first.ClientURL()
-	stopServer(first)
+	broker.Stop(first)
 
 	out := newTestNATS(t, NATSOptions{URL: url})
 	if tally, err := out.Write(deadline(t), samples(1, 1)); err == nil || tally.Total() != 0 {
@@ -191,14 +172,14 @@ func TestNATSServerAppears(t *testing.T) {
 // The queue keeps the newest events while the server is away.
 func TestNATSServerStops(t *testing.T) {
 	o := serverOptions(t)
-	s := startServer(t, o)
+	s := broker.Start(t, o)
 	out := newTestNATS(t, NATSOptions{URL: s.ClientURL(), Mode: ModeCore})
 	awaitReady(t, out)
 	failed := make(chan error, 10)
 	q := NewQueue(out, 100, func(_ string, err error) { failed <- err })
 	result := make(chan error, 1)
 	go func() { result <- q.Run(t.Context()) }()
-	stopServer(s)
+	broker.Stop(s)
 
 	var pool Pool
 	q.Offer(item(&pool, 1))
@@ -245,7 +226,7 @@ func TestNATSServerStops(t *testing.T) {
 func TestNATSJetStreamExactlyOnce(t *testing.T) {
 	const events = 20000
 	o := serverOptions(t)
-	s := startServer(t, o)
+	s := broker.Start(t, o)
 	config := jetstream.StreamConfig{Name: "FLATD", Subjects: []string{"flatd.>"}, Duplicates: time.Hour}
 	stream := makeStream(t, client(t, s), config)
 	out := newTestNATS(t, NATSOptions{URL: s.ClientURL(), Mode: ModeJetStream})
@@ -258,7 +239,7 @@ func TestNATSJetStreamExactlyOnce(t *testing.T) {
 	go q.Run(t.Context())
 	for stored(t, stream) < events/10 {
 	}
-	stopServer(s)
+	broker.Stop(s)
 	if stats := q.Stats(); stats.Delivered >= events {
 		t.Fatalf("the restart comes too late: %+v", stats)
 	}
@@ -308,7 +289,7 @@ func checkStoredOnce(t *testing.T, s *server.Server, events int) {
 }
 
 func TestNATSAuto(t *testing.T) {
-	s := startServer(t, serverOptions(t))
+	s := broker.Start(t, serverOptions(t))
 	conn := client(t, s)
 	sub := subscribe(t, conn)
 	stream := makeStream(t, conn, jetstream.StreamConfig{Name: "BAD", Subjects: []string{"flatd.v1.*.tcp.refused"}})
@@ -339,11 +320,11 @@ func TestNATSAuto(t *testing.T) {
 // A stream that was made while the server restarted is found.
 func TestNATSAutoLooksAgain(t *testing.T) {
 	o := serverOptions(t)
-	s := startServer(t, o)
+	s := broker.Start(t, o)
 	out := newTestNATS(t, NATSOptions{URL: s.ClientURL()})
 	awaitReady(t, out)
 	mustWrite(t, out, sample(1))
-	stopServer(s)
+	broker.Stop(s)
 	s = restartServer(t, o, s)
 	awaitReady(t, out)
 	stream := makeStream(t, client(t, s), jetstream.StreamConfig{Name: "FLATD", Subjects: []string{"flatd.>"}})
@@ -359,13 +340,13 @@ func TestNATSAutoLooksAgain(t *testing.T) {
 func TestNATSAutoWithoutJetStream(t *testing.T) {
 	o := serverOptions(t)
 	o.JetStream = false
-	out := newTestNATS(t, NATSOptions{URL: startServer(t, o).ClientURL()})
+	out := newTestNATS(t, NATSOptions{URL: broker.Start(t, o).ClientURL()})
 	awaitReady(t, out)
 	mustWrite(t, out, samples(1, 300)...)
 }
 
 func TestNATSNoStream(t *testing.T) {
-	out := newTestNATS(t, NATSOptions{URL: startServer(t, serverOptions(t)).ClientURL(), Mode: ModeJetStream})
+	out := newTestNATS(t, NATSOptions{URL: broker.Start(t, serverOptions(t)).ClientURL(), Mode: ModeJetStream})
 	awaitReady(t, out)
 	tally, err := out.Write(deadline(t), samples(1, 3))
 	if !errors.Is(err, jetstream.ErrNoStreamResponse) || tally.Total() != 0 {
@@ -378,9 +359,9 @@ func TestNATSTooLarge(t *testing.T) {
 	large := status(strings.Repeat("x", 4096))
 	o := serverOptions(t)
 	o.MaxPayload = 2048
-	small := newTestNATS(t, NATSOptions{URL: startServer(t, o).ClientURL(), Mode: ModeCore})
+	small := newTestNATS(t, NATSOptions{URL: broker.Start(t, o).ClientURL(), Mode: ModeCore})
 
-	s := startServer(t, serverOptions(t))
+	s := broker.Start(t, serverOptions(t))
 	makeStream(t, client(t, s), jetstream.StreamConfig{Name: "FLATD", Subjects: []string{"flatd.>"}, MaxMsgSize: 2048})
 	stream := newTestNATS(t, NATSOptions{URL: s.ClientURL(), Mode: ModeJetStream})
 
@@ -400,7 +381,7 @@ func TestNATSPermissions(t *testing.T) {
 		{Username: "watcher", Password: "w"},
 		{Username: "flatd", Password: "f", Permissions: allowed("flatd.v1.*.tcp.established")},
 	}
-	s := startServer(t, o)
+	s := broker.Start(t, o)
 	sub := subscribe(t, client(t, s, nats.UserInfo("watcher", "w")))
 	for _, mode := range []string{ModeCore, ModeAuto} {
 		out := newTestNATS(t, NATSOptions{URL: s.ClientURL(), Mode: mode, User: "flatd", Password: file(t, "f\n")})
@@ -451,7 +432,7 @@ func TestNATSWrongToken(t *testing.T) {
 	o := serverOptions(t)
 	o.CustomClientAuthentication = gate
 	token := file(t, "wrong")
-	out := &watched{newTestNATS(t, NATSOptions{URL: startServer(t, o).ClientURL(), Token: token}), make(chan error, 1000)}
+	out := &watched{newTestNATS(t, NATSOptions{URL: broker.Start(t, o).ClientURL(), Token: token}), make(chan error, 1000)}
 	q := NewQueue(out, 10, nil)
 	var pool Pool
 	q.Offer(item(&pool, 1))
@@ -534,7 +515,7 @@ func TestNATSAllocations(t *testing.T) {
 	if raceDetector {
 		t.Skip("the race detector allocates")
 	}
-	out := newTestNATS(t, NATSOptions{URL: startServer(t, serverOptions(t)).ClientURL(), Mode: ModeCore})
+	out := newTestNATS(t, NATSOptions{URL: broker.Start(t, serverOptions(t)).ClientURL(), Mode: ModeCore})
 	awaitReady(t, out)
 	ctx, events := deadline(t), samples(1, 256)
 	allocs := testing.AllocsPerRun(50, func() { out.Write(ctx, events) }) / float64(len(events))
@@ -546,7 +527,7 @@ func TestNATSAllocations(t *testing.T) {
 func BenchmarkNATS(b *testing.B) {
 	for _, mode := range []string{ModeCore, ModeJetStream} {
 		b.Run(mode, func(b *testing.B) {
-			s := startServer(b, serverOptions(b))
+			s := broker.Start(b, serverOptions(b))
 			makeStream(b, client(b, s), jetstream.StreamConfig{
 				Name: "FLATD", Subjects: []string{"js.>"}, Storage: jetstream.MemoryStorage, MaxBytes: 64 << 20,
 			})

@@ -33,18 +33,18 @@ func TestNATSLogins(t *testing.T) {
 			secrets.put(t, demand)
 			o := serverOptions(t)
 			demand.Configure(o)
-			s := startServer(t, o)
+			s := broker.Start(t, o)
 			options := secrets.options(NATSOptions{URL: s.ClientURL(), Mode: ModeCore}, demand)
 			out := newTestNATS(t, options)
 			awaitReady(t, out)
 			mustWrite(t, out, sample(1))
-			stopServer(s)
+			broker.Stop(s)
 
 			demand = l.Demand(t)
 			again := serverOptions(t)
 			again.Port = port(s)
 			demand.Configure(again)
-			startServer(t, again)
+			broker.Start(t, again)
 			refused := func(err error) bool { return err != nil && strings.Contains(err.Error(), refusals[l.Name]) }
 			awaitWrite(t, out, refused)
 			late := newTestNATS(t, options) // one that is refused from the start
@@ -91,7 +91,7 @@ func TestNATSWithoutCertificate(t *testing.T) {
 	trusted, other := broker.NewCertificate(t), broker.NewCertificate(t)
 	o := serverOptions(t)
 	trusted.ServeVerified(o)
-	url := startServer(t, o).ClientURL()
+	url := broker.Start(t, o).ClientURL()
 	for what, options := range map[string]NATSOptions{
 		"(it was shown no certificate: set tls_cert": {CA: file(t, trusted.PEM)},
 		"(it was shown the certificate in /":         {CA: file(t, trusted.PEM), Cert: file(t, other.PEM), Key: file(t, other.Key)},
@@ -106,7 +106,7 @@ func TestNATSWithoutCertificate(t *testing.T) {
 func TestNATSWithoutLogin(t *testing.T) {
 	o := serverOptions(t)
 	o.Authorization = "s3cret"
-	out := newTestNATS(t, NATSOptions{URL: startServer(t, o).ClientURL()})
+	out := newTestNATS(t, NATSOptions{URL: broker.Start(t, o).ClientURL()})
 	awaitWrite(t, out, func(err error) bool {
 		return err != nil && strings.Contains(err.Error(), "Authorization Violation (it was shown nothing: set credentials")
 	})
@@ -136,7 +136,7 @@ func TestServiceRotatesNKey(t *testing.T) {
 	watcher, watcherSeed := broker.NKey(t)
 	o := serverOptions(t)
 	o.Nkeys = []*server.NkeyUser{{Nkey: oldPublic}, {Nkey: watcher}}
-	s := startServer(t, o)
+	s := broker.Start(t, o)
 	watch, err := (&NATSOptions{NKey: file(t, watcherSeed)}).secretOptions()
 	if err != nil {
 		t.Fatal(err)
@@ -144,7 +144,7 @@ func TestServiceRotatesNKey(t *testing.T) {
 	seed := file(t, oldSeed)
 	newTestService(t, NATSOptions{URL: s.ClientURL(), NKey: seed})
 	request(t, client(t, s, watch...), echoSubject, "")
-	stopServer(s)
+	broker.Stop(s)
 
 	o.Nkeys = []*server.NkeyUser{{Nkey: newPublic}, {Nkey: watcher}}
 	s = restartServer(t, o, s)

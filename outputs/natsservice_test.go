@@ -14,6 +14,8 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
+
+	"github.com/flatd/flatd/bpf/testbed/broker"
 )
 
 const echoSubject = "srv.flatd.web1_example_com.echo"
@@ -74,7 +76,7 @@ func ping[T any](t *testing.T, conn *nats.Conn, subject string) (answer T) {
 }
 
 func TestServiceIsDiscovered(t *testing.T) {
-	s := startServer(t, serverOptions(t))
+	s := broker.Start(t, serverOptions(t))
 	conn := client(t, s)
 	newTestService(t, NATSOptions{URL: s.ClientURL()})
 	for _, subject := range []string{"$SRV.PING", "$SRV.PING.flatd"} {
@@ -110,7 +112,7 @@ func TestServiceIsDiscovered(t *testing.T) {
 // Requests are no events: who stores those does not store these, and does not
 // answer them either.
 func TestServiceIsApartFromEvents(t *testing.T) {
-	s := startServer(t, serverOptions(t))
+	s := broker.Start(t, serverOptions(t))
 	conn := client(t, s)
 	sub := subscribe(t, conn)
 	newTestService(t, NATSOptions{URL: s.ClientURL()})
@@ -125,9 +127,9 @@ func TestServiceIsApartFromEvents(t *testing.T) {
 
 func TestServiceOutlivesTheServer(t *testing.T) {
 	o := serverOptions(t)
-	s := startServer(t, o)
+	s := broker.Start(t, o)
 	url := s.ClientURL()
-	stopServer(s)
+	broker.Stop(s)
 	_, refused := newTestService(t, NATSOptions{URL: url}) // before there is a server
 	for range 2 {
 		s = restartServer(t, o, s)
@@ -135,7 +137,7 @@ func TestServiceOutlivesTheServer(t *testing.T) {
 		ping[micro.Ping](t, conn, "$SRV.PING.flatd")
 		request(t, conn, echoSubject, "")
 		conn.Close()
-		stopServer(s)
+		broker.Stop(s)
 	}
 	select {
 	case err := <-refused:
@@ -155,7 +157,7 @@ func TestServiceWithoutPermission(t *testing.T) {
 			Subscribe: &server.SubjectPermission{Allow: []string{"srv.>", "_INBOX.>"}},
 		}},
 	}
-	s := startServer(t, o)
+	s := broker.Start(t, o)
 	login := NATSOptions{URL: s.ClientURL(), User: "flatd", Password: file(t, "f")}
 	out := newTestNATS(t, login)
 	_, refused := newTestService(t, login)
@@ -179,7 +181,7 @@ func TestServiceWithoutPermission(t *testing.T) {
 // Who floods the service gets refusals or nothing, and events go on.
 func TestServiceFlooded(t *testing.T) {
 	o := serverOptions(t)
-	s := startServer(t, o)
+	s := broker.Start(t, o)
 	out := newTestNATS(t, NATSOptions{URL: s.ClientURL(), Mode: ModeCore})
 	newTestService(t, NATSOptions{URL: s.ClientURL()})
 	conn := client(t, s)
@@ -221,7 +223,7 @@ func TestServiceFlooded(t *testing.T) {
 
 // A service that is closed asks its endpoints for nothing any more.
 func TestServiceClosed(t *testing.T) {
-	s := startServer(t, serverOptions(t))
+	s := broker.Start(t, serverOptions(t))
 	conn := client(t, s)
 	service, _ := newTestService(t, NATSOptions{URL: s.ClientURL()})
 	request(t, conn, echoSubject, "")

@@ -19,6 +19,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/flatd/flatd/bpf/testbed/broker"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/outputs"
 )
@@ -27,30 +28,7 @@ import (
 const patience = 60 * time.Second
 
 func serverOptions(t *testing.T) *server.Options {
-	return &server.Options{
-		Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true,
-		JetStream: true, StoreDir: t.TempDir(),
-	}
-}
-
-// startServer runs a real NATS server in this process.
-func startServer(t *testing.T, o *server.Options) *server.Server {
-	t.Helper()
-	s, err := server.NewServer(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Start()
-	if !s.ReadyForConnections(patience) {
-		t.Fatal("the NATS server does not start")
-	}
-	t.Cleanup(func() { stopServer(s) })
-	return s
-}
-
-func stopServer(s *server.Server) {
-	s.Shutdown()
-	s.WaitForShutdown()
+	return &server.Options{JetStream: true, StoreDir: t.TempDir()}
 }
 
 // publishers publish events of several hosts as flatd does.
@@ -197,7 +175,7 @@ func awaitSubscriber(t *testing.T, s *server.Server, before uint32) {
 // New events of two hosts: with the second host comes its column, and the
 // filters are those of the socket.
 func TestNATSLive(t *testing.T) {
-	s := startServer(t, serverOptions(t))
+	s := broker.Start(t, serverOptions(t))
 	f := newPublishers(t, s.ClientURL(), "web1", "web2")
 	before := s.NumSubscriptions()
 	all := flatctl(t, "events", "--nats", s.ClientURL())
@@ -252,7 +230,7 @@ func TestNATSLive(t *testing.T) {
 // The server goes away and comes back: that is said once, and events go on.
 func TestNATSServerRestarts(t *testing.T) {
 	o := serverOptions(t)
-	s := startServer(t, o)
+	s := broker.Start(t, o)
 	f := newPublishers(t, s.ClientURL(), "web1")
 	before := s.NumSubscriptions()
 	r := flatctl(t, "events", "--nats", s.ClientURL(), "-o", "line")
@@ -263,9 +241,9 @@ func TestNATSServerRestarts(t *testing.T) {
 	}
 	again := o.Clone()
 	fmt.Sscanf(s.Addr().String(), "127.0.0.1:%d", &again.Port)
-	stopServer(s)
+	broker.Stop(s)
 	r.await("waiting for it")
-	s = startServer(t, again)
+	s = broker.Start(t, again)
 	awaitSubscriber(t, s, before)
 	for line := ""; line == ""; { // the subscription is one of several that come back
 		f.publish("web1", f.event(nil))
@@ -318,7 +296,7 @@ func destinations(t *testing.T, lines []string) (ports []int) {
 // over a restart of the server.
 func TestNATSPast(t *testing.T) {
 	o := serverOptions(t)
-	s := startServer(t, o)
+	s := broker.Start(t, o)
 	makeStream(t, s, "FLATD", "flatd.>")
 	f := newPublishers(t, s.ClientURL(), "web1")
 	old := func(e *flows.Event) { e.Time = time.Now().Add(-2 * time.Hour) }
@@ -345,9 +323,9 @@ func TestNATSPast(t *testing.T) {
 	got = append(got, follow.line())
 	again := o.Clone()
 	fmt.Sscanf(s.Addr().String(), "127.0.0.1:%d", &again.Port)
-	stopServer(s)
+	broker.Stop(s)
 	follow.await("waiting for it")
-	startServer(t, again)
+	broker.Start(t, again)
 	f.publish("web1", f.event(nil), f.event(nil))
 	got = append(got, follow.line(), follow.line())
 	if ports := destinations(t, got); !slices.Equal(ports, []int{4, 6, 7, 8}) {
@@ -361,10 +339,10 @@ func TestNATSRefusals(t *testing.T) {
 		{Username: "flatctl", Password: "right"},
 		{Username: "nobody", Password: "right", Permissions: &server.Permissions{Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX.>"}}}},
 	}
-	s := startServer(t, o)
+	s := broker.Start(t, o)
 	right, wrong := secretFile(t, "right\n"), secretFile(t, "wrong\n")
-	gone := startServer(t, serverOptions(t))
-	stopServer(gone)
+	gone := broker.Start(t, serverOptions(t))
+	broker.Stop(gone)
 	for _, c := range []struct{ args, want string }{
 		{"--nats " + gone.ClientURL(), "connect to nats://127.0.0.1"},
 		{"--nats http://x", `scheme "http"`},
@@ -407,7 +385,7 @@ func TestNATSRefusals(t *testing.T) {
 
 // Several streams have parts of the subject, or one has a part.
 func TestNATSPartsOfTheSubject(t *testing.T) {
-	s := startServer(t, serverOptions(t))
+	s := broker.Start(t, serverOptions(t))
 	makeStream(t, s, "ONE", "flatd.v1.web1.>")
 	f := newPublishers(t, s.ClientURL(), "web1")
 	f.publish("web1", f.event(nil))
@@ -439,7 +417,7 @@ func TestCovers(t *testing.T) {
 
 // A histogram of a stream's events, and one of those that come.
 func TestNATSHistogram(t *testing.T) {
-	s := startServer(t, serverOptions(t))
+	s := broker.Start(t, serverOptions(t))
 	makeStream(t, s, "FLATD", "flatd.>")
 	f := newPublishers(t, s.ClientURL(), "web1")
 	var want flows.Histogram
