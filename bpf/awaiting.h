@@ -9,26 +9,23 @@
  * choice of two; where both are taken, it is not looked out for, and counted.
  *
  * Half a megabyte read here and there is no small price either, so there is a
- * word before it: as long as nobody has connected to this host, and again once
- * user space has seen that no handshake is open, the slots are not looked at.
+ * gate before it: as long as nobody has connected to this host, and again once
+ * no handshake is open, the slots are not looked at.
  */
 #pragma once
 
 #include <linux/types.h>
 
+#include "gate.h"
+
 #define AWAITING_SLOTS 65536
 
 struct awaited {
 	__u32 acknowledgment; /* host order */
-	__u32 since;	      /* when the SYN/ACK went out, in units of 2^30 ns; 0: free */
+	__u32 since;	      /* gate_unit() in which the SYN/ACK went out; 0: free */
 };
 
-struct {
-	struct awaited slots[AWAITING_SLOTS];
-	__u32 latest;  /* `since` of the latest slot that was taken */
-	__u32 settled; /* by user space: those taken up to this one have had their ACK, or never
-			  will */
-} flat_awaiting;
+struct awaited flat_awaiting[AWAITING_SLOTS];
 
 /* A slot that was not cleared for so long may be taken: about ten seconds. */
 #define AWAITING_UNITS 10
@@ -48,10 +45,10 @@ static __always_inline __u32 slot_of(__u32 hash, int choice)
 /* is_awaited is what each ACK from outside pays. */
 static __always_inline bool is_awaited(__u32 hash, __u32 acknowledgment)
 {
-	const struct awaited *one = &flat_awaiting.slots[slot_of(hash, 0)];
-	const struct awaited *other = &flat_awaiting.slots[slot_of(hash, 1)];
+	const struct awaited *one = &flat_awaiting[slot_of(hash, 0)];
+	const struct awaited *other = &flat_awaiting[slot_of(hash, 1)];
 
-	if (flat_awaiting.latest == flat_awaiting.settled)
+	if (is_shut(GATE_HANDSHAKES))
 		return false;
 	return (one->acknowledgment == acknowledgment && one->since) ||
 	       (other->acknowledgment == acknowledgment && other->since);
@@ -60,13 +57,12 @@ static __always_inline bool is_awaited(__u32 hash, __u32 acknowledgment)
 /* await_ack returns whether there was a slot. */
 static __always_inline bool await_ack(__u32 hash, __u32 acknowledgment, __u64 now)
 {
-	__u32 unit = (now >> 30) + 1;
+	__u32 unit = gate_unit(now);
 
-	if (flat_awaiting.latest != unit)
-		flat_awaiting.latest = unit;
+	open_gate(GATE_HANDSHAKES, now);
 #pragma unroll
 	for (int choice = 0; choice < 2; choice++) {
-		struct awaited *slot = &flat_awaiting.slots[slot_of(hash, choice)];
+		struct awaited *slot = &flat_awaiting[slot_of(hash, choice)];
 
 		if (!slot->since || (__s32)(unit - slot->since) > AWAITING_UNITS) {
 			slot->acknowledgment = acknowledgment;
@@ -81,7 +77,7 @@ static __always_inline void stop_awaiting(__u32 hash, __u32 acknowledgment)
 {
 #pragma unroll
 	for (int choice = 0; choice < 2; choice++) {
-		struct awaited *slot = &flat_awaiting.slots[slot_of(hash, choice)];
+		struct awaited *slot = &flat_awaiting[slot_of(hash, choice)];
 
 		if (slot->acknowledgment == acknowledgment)
 			slot->since = 0;

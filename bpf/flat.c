@@ -31,6 +31,7 @@ char _license[] SEC("license") = "Dual BSD/GPL";
 /* Named here so that they are in the object's BTF, from which bpf2go makes the Go types. */
 const struct flat_dns_record *const type_record = 0;
 const enum flat_counter *const type_counter = 0;
+const struct flat_overdue *const type_overdue = 0;
 
 /* Enough for Ethernet, two tags, IPv6 with some extension headers and TCP. */
 #define PULL_BYTES 256
@@ -70,6 +71,18 @@ static __always_inline int observe(struct __sk_buff *skb, enum direction directi
 	else
 		observe_icmp(skb, place, direction);
 	return NEXT;
+}
+
+/*
+ * The daemon runs this one, never a packet: what it claims is behind the place of
+ * an Ethernet header. It returns whether the claim was granted.
+ */
+SEC("tc/claim")
+int flat_claim(struct __sk_buff *skb)
+{
+	struct flat_overdue c;
+
+	return !bpf_skb_load_bytes(skb, ETH_HLEN, &c, sizeof(c)) && claim(&c);
 }
 
 SEC("tc/ingress")

@@ -26,16 +26,19 @@ const (
 	kernel512MapFlatSettings    = "flat_settings"
 	kernel512MapFlatTheirs      = "flat_theirs"
 	kernel512MapFlatUntracked   = "flat_untracked"
+	kernel512ProgFlatClaim      = "flat_claim"
 	kernel512ProgFlatEgress     = "flat_egress"
 	kernel512ProgFlatEgressL3   = "flat_egress_l3"
 	kernel512ProgFlatIngress    = "flat_ingress"
 	kernel512ProgFlatIngressL3  = "flat_ingress_l3"
 	kernel512VarFlatAwaiting    = "flat_awaiting"
+	kernel512VarFlatGates       = "flat_gates"
 	kernel512VarFlatUntrackedNs = "flat_untracked_ns"
 	kernel512VarHaveComm        = "have_comm"
 	kernel512VarHavePid         = "have_pid"
 	kernel512VarOuterFirst      = "outer_first"
 	kernel512VarTypeCounter     = "type_counter"
+	kernel512VarTypeOverdue     = "type_overdue"
 	kernel512VarTypeRecord      = "type_record"
 )
 
@@ -81,6 +84,7 @@ type kernel512Specs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type kernel512ProgramSpecs struct {
+	FlatClaim     *ebpf.ProgramSpec `ebpf:"flat_claim"`
 	FlatEgress    *ebpf.ProgramSpec `ebpf:"flat_egress"`
 	FlatEgressL3  *ebpf.ProgramSpec `ebpf:"flat_egress_l3"`
 	FlatIngress   *ebpf.ProgramSpec `ebpf:"flat_ingress"`
@@ -108,11 +112,13 @@ type kernel512MapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type kernel512VariableSpecs struct {
 	FlatAwaiting    *ebpf.VariableSpec `ebpf:"flat_awaiting"`
+	FlatGates       *ebpf.VariableSpec `ebpf:"flat_gates"`
 	FlatUntrackedNs *ebpf.VariableSpec `ebpf:"flat_untracked_ns"`
 	HaveComm        *ebpf.VariableSpec `ebpf:"have_comm"`
 	HavePid         *ebpf.VariableSpec `ebpf:"have_pid"`
 	OuterFirst      *ebpf.VariableSpec `ebpf:"outer_first"`
 	TypeCounter     *ebpf.VariableSpec `ebpf:"type_counter"`
+	TypeOverdue     *ebpf.VariableSpec `ebpf:"type_overdue"`
 	TypeRecord      *ebpf.VariableSpec `ebpf:"type_record"`
 }
 
@@ -168,11 +174,13 @@ func (m *kernel512Maps) Close() error {
 // It can be passed to loadKernel512Objects or ebpf.CollectionSpec.LoadAndAssign.
 type kernel512Variables struct {
 	FlatAwaiting    *ebpf.Variable `ebpf:"flat_awaiting"`
+	FlatGates       *ebpf.Variable `ebpf:"flat_gates"`
 	FlatUntrackedNs *ebpf.Variable `ebpf:"flat_untracked_ns"`
 	HaveComm        *ebpf.Variable `ebpf:"have_comm"`
 	HavePid         *ebpf.Variable `ebpf:"have_pid"`
 	OuterFirst      *ebpf.Variable `ebpf:"outer_first"`
 	TypeCounter     *ebpf.Variable `ebpf:"type_counter"`
+	TypeOverdue     *ebpf.Variable `ebpf:"type_overdue"`
 	TypeRecord      *ebpf.Variable `ebpf:"type_record"`
 }
 
@@ -180,6 +188,7 @@ type kernel512Variables struct {
 //
 // It can be passed to loadKernel512Objects or ebpf.CollectionSpec.LoadAndAssign.
 type kernel512Programs struct {
+	FlatClaim     *ebpf.Program `ebpf:"flat_claim"`
 	FlatEgress    *ebpf.Program `ebpf:"flat_egress"`
 	FlatEgressL3  *ebpf.Program `ebpf:"flat_egress_l3"`
 	FlatIngress   *ebpf.Program `ebpf:"flat_ingress"`
@@ -188,6 +197,7 @@ type kernel512Programs struct {
 
 func (p *kernel512Programs) Close() error {
 	return _Kernel512Close(
+		p.FlatClaim,
 		p.FlatEgress,
 		p.FlatEgressL3,
 		p.FlatIngress,

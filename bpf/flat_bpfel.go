@@ -13,6 +13,12 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type kernelAwaited struct {
+	_              structs.HostLayout
+	Acknowledgment uint32
+	Since          uint32
+}
+
 type kernelFlatCounter uint32
 
 const (
@@ -128,6 +134,13 @@ type kernelFlatOptions struct {
 	_        [4]byte
 }
 
+type kernelFlatOverdue struct {
+	_       structs.HostLayout
+	Key     kernelFlatKey
+	FirstNs uint64
+	Side    uint64
+}
+
 type kernelFlatPending struct {
 	_          structs.HostLayout
 	FirstNs    uint64
@@ -150,6 +163,12 @@ type kernelFlatPending struct {
 	Reserved   uint8
 	Pid        uint32
 	Comm       [2]uint64
+	Seal       uint64
+	Lock       struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Reserved2 uint32
 }
 
 type kernelFlatQuestion struct {
@@ -209,16 +228,19 @@ const (
 	kernelMapFlatSettings    = "flat_settings"
 	kernelMapFlatTheirs      = "flat_theirs"
 	kernelMapFlatUntracked   = "flat_untracked"
+	kernelProgFlatClaim      = "flat_claim"
 	kernelProgFlatEgress     = "flat_egress"
 	kernelProgFlatEgressL3   = "flat_egress_l3"
 	kernelProgFlatIngress    = "flat_ingress"
 	kernelProgFlatIngressL3  = "flat_ingress_l3"
 	kernelVarFlatAwaiting    = "flat_awaiting"
+	kernelVarFlatGates       = "flat_gates"
 	kernelVarFlatUntrackedNs = "flat_untracked_ns"
 	kernelVarHaveComm        = "have_comm"
 	kernelVarHavePid         = "have_pid"
 	kernelVarOuterFirst      = "outer_first"
 	kernelVarTypeCounter     = "type_counter"
+	kernelVarTypeOverdue     = "type_overdue"
 	kernelVarTypeRecord      = "type_record"
 )
 
@@ -264,6 +286,7 @@ type kernelSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type kernelProgramSpecs struct {
+	FlatClaim     *ebpf.ProgramSpec `ebpf:"flat_claim"`
 	FlatEgress    *ebpf.ProgramSpec `ebpf:"flat_egress"`
 	FlatEgressL3  *ebpf.ProgramSpec `ebpf:"flat_egress_l3"`
 	FlatIngress   *ebpf.ProgramSpec `ebpf:"flat_ingress"`
@@ -291,11 +314,13 @@ type kernelMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type kernelVariableSpecs struct {
 	FlatAwaiting    *ebpf.VariableSpec `ebpf:"flat_awaiting"`
+	FlatGates       *ebpf.VariableSpec `ebpf:"flat_gates"`
 	FlatUntrackedNs *ebpf.VariableSpec `ebpf:"flat_untracked_ns"`
 	HaveComm        *ebpf.VariableSpec `ebpf:"have_comm"`
 	HavePid         *ebpf.VariableSpec `ebpf:"have_pid"`
 	OuterFirst      *ebpf.VariableSpec `ebpf:"outer_first"`
 	TypeCounter     *ebpf.VariableSpec `ebpf:"type_counter"`
+	TypeOverdue     *ebpf.VariableSpec `ebpf:"type_overdue"`
 	TypeRecord      *ebpf.VariableSpec `ebpf:"type_record"`
 }
 
@@ -351,11 +376,13 @@ func (m *kernelMaps) Close() error {
 // It can be passed to loadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kernelVariables struct {
 	FlatAwaiting    *ebpf.Variable `ebpf:"flat_awaiting"`
+	FlatGates       *ebpf.Variable `ebpf:"flat_gates"`
 	FlatUntrackedNs *ebpf.Variable `ebpf:"flat_untracked_ns"`
 	HaveComm        *ebpf.Variable `ebpf:"have_comm"`
 	HavePid         *ebpf.Variable `ebpf:"have_pid"`
 	OuterFirst      *ebpf.Variable `ebpf:"outer_first"`
 	TypeCounter     *ebpf.Variable `ebpf:"type_counter"`
+	TypeOverdue     *ebpf.Variable `ebpf:"type_overdue"`
 	TypeRecord      *ebpf.Variable `ebpf:"type_record"`
 }
 
@@ -363,6 +390,7 @@ type kernelVariables struct {
 //
 // It can be passed to loadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kernelPrograms struct {
+	FlatClaim     *ebpf.Program `ebpf:"flat_claim"`
 	FlatEgress    *ebpf.Program `ebpf:"flat_egress"`
 	FlatEgressL3  *ebpf.Program `ebpf:"flat_egress_l3"`
 	FlatIngress   *ebpf.Program `ebpf:"flat_ingress"`
@@ -371,6 +399,7 @@ type kernelPrograms struct {
 
 func (p *kernelPrograms) Close() error {
 	return _KernelClose(
+		p.FlatClaim,
 		p.FlatEgress,
 		p.FlatEgressL3,
 		p.FlatIngress,

@@ -247,21 +247,28 @@ func (x *interpreter) store(pointer, size, value uint64) {
 	copy(x.at(pointer, size), binary.LittleEndian.AppendUint64(nil, value)[:size])
 }
 
-// storeRegister also knows the one atomic operation that flat.c has.
+// storeRegister also knows the atomic operations that flat.c has.
 func (x *interpreter) storeRegister(i instruction) {
 	pointer := x.r[i.dst] + uint64(i.offset)
 	if asm.OpCode(i.op).Mode() != asm.AtomicMode {
 		x.store(pointer, size(i), x.r[i.src])
 		return
 	}
-	const add, fetch = 0, 1
-	if i.constant&^fetch != add {
-		x.t.Fatalf("unknown atomic operation %#x", i.constant)
-	}
+	const add, fetchAdd, compareAndSwap = 0, 1, 0xf1
 	old := x.load(pointer, size(i))
-	x.store(pointer, size(i), old+x.r[i.src])
-	if i.constant&fetch != 0 {
+	switch i.constant {
+	case add:
+		x.store(pointer, size(i), old+x.r[i.src])
+	case fetchAdd:
+		x.store(pointer, size(i), old+x.r[i.src])
 		x.r[i.src] = old
+	case compareAndSwap:
+		if old == x.r[0] {
+			x.store(pointer, size(i), x.r[i.src])
+		}
+		x.r[0] = old
+	default:
+		x.t.Fatalf("unknown atomic operation %#x", i.constant)
 	}
 }
 

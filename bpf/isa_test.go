@@ -89,8 +89,8 @@ func TestInstructionsAreKnownToLinux510(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(spec.Programs) != 4 {
-			t.Errorf("%s has %d programs, want 4", object, len(spec.Programs))
+		if len(spec.Programs) != 5 {
+			t.Errorf("%s has %d programs, want 5", object, len(spec.Programs))
 		}
 		for name, program := range spec.Programs {
 			t.Logf("%s: %s: %d instructions with the functions it calls", object, name, len(program.Instructions))
@@ -163,8 +163,6 @@ func segments(t testing.TB, f flow) [][]byte {
 		f.tcp(t, func(h *layers.TCP) { h.ACK = true; h.FIN = true }),
 	}
 }
-
-const etherHeader = 14
 
 // ordinary is the segments and the SYNs to run through a program.
 func ordinary(t testing.TB, program string) (data, syns [][]byte) {

@@ -12,12 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The map of the global variables (awaiting.h) has the name of its section,
-// which bpffs does not allow for a pin.
+// The map of the global variables has the name of its section, which bpffs does
+// not allow for a pin.
 const (
-	variablesMap     = ".bss"
-	awaitingVariable = "flat_awaiting"
-	awaitingPin      = awaitingVariable
+	variablesMap = ".bss"
+	variablesPin = "flat_variables"
 )
 
 func loadSpec() (*ebpf.CollectionSpec, error) {
@@ -39,7 +38,7 @@ func loadSpec() (*ebpf.CollectionSpec, error) {
 		}
 	}
 	variables := spec.Maps[variablesMap]
-	variables.Name, variables.Pinning = awaitingPin, ebpf.PinByName
+	variables.Name, variables.Pinning = variablesPin, ebpf.PinByName
 	variables.Flags |= unix.BPF_F_MMAPABLE // as the library does by the section's name
 	return spec, nil
 }
@@ -54,7 +53,7 @@ func (s *State) load(spec *ebpf.CollectionSpec) error {
 		return explain(fmt.Errorf("load the maps: %w", err))
 	}
 	defer maps.Close() // but for what is taken out of it
-	programs, err := loadPrograms(spec, maps.Maps, ethernetPrograms)
+	programs, err := loadPrograms(spec, maps.Maps, basicPrograms)
 	if err != nil {
 		return explain(fmt.Errorf("load the programs: %w", err))
 	}
@@ -65,10 +64,10 @@ func (s *State) load(spec *ebpf.CollectionSpec) error {
 	return s.pinPrograms(programs)
 }
 
-// The programs by the devices that they are for.
+// The programs that every host needs, and those for devices without a link header.
 var (
-	ethernetPrograms = []string{kernelProgFlatIngress, kernelProgFlatEgress}
-	l3Programs       = []string{kernelProgFlatIngressL3, kernelProgFlatEgressL3}
+	basicPrograms = []string{kernelProgFlatIngress, kernelProgFlatEgress, kernelProgFlatClaim}
+	l3Programs    = []string{kernelProgFlatIngressL3, kernelProgFlatEgressL3}
 )
 
 // needL3 loads and pins the programs for devices without a link header, if they
@@ -104,9 +103,9 @@ func (s *State) loadMaps(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
 	spec.Programs = nil
 	options := ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: s.dir}}
 	// Taken by its pin's name alone, it would be set to zeros.
-	if awaiting, err := ebpf.LoadPinnedMap(filepath.Join(s.dir, awaitingPin), nil); err == nil {
-		defer awaiting.Close()
-		options.MapReplacements = map[string]*ebpf.Map{variablesMap: awaiting}
+	if variables, err := ebpf.LoadPinnedMap(filepath.Join(s.dir, variablesPin), nil); err == nil {
+		defer variables.Close()
+		options.MapReplacements = map[string]*ebpf.Map{variablesMap: variables}
 	}
 	return ebpf.NewCollectionWithOptions(spec, options)
 }
@@ -144,6 +143,7 @@ func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, names []
 // namedPrograms may lack those for devices without a link header.
 func namedPrograms(programs map[string]*ebpf.Program) kernelPrograms {
 	return kernelPrograms{
+		FlatClaim:     programs[kernelProgFlatClaim],
 		FlatEgress:    programs[kernelProgFlatEgress],
 		FlatEgressL3:  programs[kernelProgFlatEgressL3],
 		FlatIngress:   programs[kernelProgFlatIngress],

@@ -44,8 +44,8 @@ enum flat_state {
 };
 
 /*
- * Whoever deletes an open entry owns the exchange: the program that saw the
- * answer or the daemon's sweep that saw the timeout, never both.
+ * Whoever breaks the seal of an open entry owns the exchange: the program that
+ * saw the answer or the daemon's sweep that saw the timeout, never both.
  */
 struct flat_pending {
 	__u64 first_ns;	   /* first request packet */
@@ -68,6 +68,13 @@ struct flat_pending {
 	__u8 reserved;
 	__u32 pid;     /* of the process that asked; 0: unknown */
 	__u64 comm[2]; /* its name, as in struct flat_record */
+	__u64 seal;    /* seal_of() its key and first_ns; 0: broken */
+#ifdef FLAT_512
+	__u32 reserved1;
+#else
+	struct bpf_spin_lock lock; /* of the seal: Linux before 5.12 has no compare-and-swap */
+#endif
+	__u32 reserved2;
 };
 
 /* The question of a DNS request, for one that is never answered. */

@@ -84,6 +84,9 @@ func openOlder(s *State, abi int) (*Older, error) {
 	o.maps.FlatTheirs = o.take(kernelMapFlatTheirs, ebpf.Hash, key, value)
 	o.maps.FlatQuestions = o.take(kernelMapFlatQuestions, ebpf.LRUHash, key, uint32(unsafe.Sizeof(kernelFlatQuestion{})))
 	var err error
+	if o.programs.FlatClaim, err = ebpf.LoadPinnedProgram(filepath.Join(o.dir, kernelProgFlatClaim), nil); err != nil {
+		o.programs.FlatClaim = nil
+	}
 	if o.ledger, err = openLedger(o.dir); err != nil {
 		o.ledger = nil // of another layout too
 	}
@@ -110,7 +113,7 @@ func (o *Older) take(name string, kind ebpf.MapType, key, value uint32) *ebpf.Ma
 
 // CanSweep reports whether the open requests are of a layout that we know.
 func (o *Older) CanSweep() bool {
-	return o.maps.FlatOurs != nil && o.maps.FlatTheirs != nil && o.maps.FlatQuestions != nil && o.ledger != nil
+	return o.maps.FlatOurs != nil && o.maps.FlatTheirs != nil && o.maps.FlatQuestions != nil && o.programs.FlatClaim != nil && o.ledger != nil
 }
 
 // CanCount reports whether the counters are those that we know, so that
@@ -182,6 +185,10 @@ func (s *State) inherit(o *Older, before uint64) error {
 			known := *p
 			if isOpen(p) {
 				known.State = stateReported
+				known.Seal = 0
+			}
+			if key.Kind == kindUDP {
+				s.gates.open(gateOfFlows(side))
 			}
 			return enter(s.table(side), key, &known)
 		}))

@@ -10,21 +10,61 @@
 #include "filter.h"
 #include "report.h"
 
-/* new_request is what the table keeps of a request, as of now. */
-static __always_inline struct flat_pending new_request(const struct half *h)
+/*
+ * seal_of is the seal of an open request: of this key, since this time. An entry
+ * may become another request's at any moment after it was looked up, which then
+ * shows in its seal.
+ */
+static __always_inline __u64 seal_of(const struct flat_key *key, __u64 first_ns)
 {
-	return (struct flat_pending){
-		.first_ns = h->now,
-		.last_ns = h->now,
-		.ifindex = h->skb->ifindex,
-		.isn = h->isn,
-		.payload = h->payload,
-		.first_tsval = h->tsval,
-		.last_tsval = h->tsval,
-		.vlan = h->vlan,
-		.ttl = h->ttl,
-		.flags = h->flags,
-	};
+	__u64 ends = key->local.halves[1] ^ key->remote.halves[1];
+	__u32 ports = (__u32)key->local_port << 16 | key->remote_port;
+
+	return first_ns ^ ends ^ ((__u64)(key->id ^ key->kind) << 32 | ports);
+}
+
+/*
+ * own breaks the seal of an open request, and returns whether it was not broken
+ * yet. Until its owner takes it out of the table or says what has become of it, the
+ * entry stays as it is.
+ */
+static __always_inline bool own(const struct flat_key *key, struct flat_pending *found)
+{
+	__u64 seal = seal_of(key, found->first_ns);
+#ifdef FLAT_512
+	return __sync_val_compare_and_swap(&found->seal, seal, 0) == seal;
+#else
+	bool whole;
+
+	bpf_spin_lock(&found->lock);
+	whole = found->seal == seal;
+	if (whole)
+		found->seal = 0;
+	bpf_spin_unlock(&found->lock);
+	return whole;
+#endif
+}
+
+/* new_request is what the table keeps of a request, as of now. */
+static __always_inline void new_request(const struct half *h, struct flat_pending *request)
+{
+	__builtin_memset(request, 0, sizeof(*request)); /* a literal is cleared octet by octet */
+	request->seal = seal_of(&h->key, h->now);
+	request->first_ns = h->now;
+	request->last_ns = h->now;
+	request->ifindex = h->skb->ifindex;
+	request->isn = h->isn;
+	request->payload = h->payload;
+	request->first_tsval = h->tsval;
+	request->last_tsval = h->tsval;
+	request->vlan = h->vlan;
+	request->ttl = h->ttl;
+	request->flags = h->flags;
+}
+
+static __always_inline bool is_open(const struct flat_pending *found)
+{
+	return found->state == STATE_OPEN || found->state == STATE_HALF_OPEN;
 }
 
 static __always_inline __s64 udp_idle(const struct half *h)
@@ -71,6 +111,12 @@ static __always_inline void own_process(const struct half *h, struct flat_pendin
 #endif
 }
 
+/* gate_of is that before the UDP flows of a side. */
+static __always_inline enum flat_gate gate_of(enum flat_side side)
+{
+	return side == SIDE_CLIENT ? GATE_OUR_FLOWS : GATE_THEIR_FLOWS;
+}
+
 /* found_asking is what the tables hold of the request that a packet may be. */
 static __always_inline struct flat_pending *found_asking(struct half *h)
 {
@@ -98,11 +144,14 @@ static __always_inline bool is_repeat(const struct half *h, const struct flat_pe
 	return found->isn == h->isn && (h->key.kind == KIND_TCP || is_current(h, found));
 }
 
+/* repeat notes that a request was sent again. One that is not found is just being finished. */
 static __always_inline void repeat(const struct half *h, struct flat_pending *found)
 {
-	found->last_ns = h->now;
-	found->last_tsval = h->tsval;
-	found->repeats++;
+	if (found) {
+		found->last_ns = h->now;
+		found->last_tsval = h->tsval;
+		found->repeats++;
+	}
 	count(COUNT_REPEATS);
 }
 
@@ -140,33 +189,46 @@ static __always_inline bool is_untracked(const struct half *h)
 __subprogram bool remember(struct half *h, struct flat_pending *found)
 {
 	enum flat_side side = side_of_request(h->direction);
-	struct flat_pending request = new_request(h);
 	bool is_wanted = wanted(h, side);
-	int failed = -EEXIST; /* an int: before Linux 6.4 helpers leave the upper half as it is */
+	struct flat_pending request;
+	int failed = 0; /* an int: before Linux 6.4 helpers leave the upper half as it is */
 
-	if (is_wanted && side == SIDE_CLIENT) {
+	if (!is_wanted && !found)
+		found = found_asking(h); /* from before the filter was such */
+	if (found && is_repeat(h, found)) {
+		repeat(h, found);
+		return false;
+	}
+	if (!is_wanted) {
+		count(COUNT_FILTERED);
+		return false;
+	}
+
+	new_request(h, &request);
+	if (side == SIDE_CLIENT) {
 		own_socket(h->skb, &request.cgroup, &request.uid);
 		own_process(h, &request);
 	}
-	if (is_wanted && !found)
+	if (h->key.kind == KIND_UDP)
+		open_gate(gate_of(side), h->now);
+	if (!found) {
 		failed = bpf_map_update_elem(table_of(side), &h->key, &request, BPF_NOEXIST);
-	if (failed == -EEXIST) {
-		if (!found)
+		if (failed == -EEXIST) {
 			found = found_asking(h);
-		if (found && is_repeat(h, found)) {
-			repeat(h, found);
-			return false;
+			if (!found || is_repeat(h, found)) {
+				repeat(h, found);
+				return false;
+			}
 		}
-		if (!is_wanted) {
-			count(COUNT_FILTERED);
-			return false;
-		}
-		if (!found) {
-			count(COUNT_REPEATS); /* of what another CPU is about to finish */
-			return false;
-		}
-		if (found->state == STATE_OPEN || found->state == STATE_HALF_OPEN)
+	}
+	if (found) {
+		if (is_open(found)) {
+			if (!own(&h->key, found)) {
+				repeat(h, 0);
+				return false;
+			}
 			count(COUNT_REPLACED);
+		}
 		failed = bpf_map_update_elem(table_of(side), &h->key, &request, BPF_ANY);
 	}
 	count(COUNT_REQUESTS);
@@ -179,80 +241,41 @@ __subprogram bool remember(struct half *h, struct flat_pending *found)
 }
 
 /*
- * forget deletes a request from its table and returns whether it was there. One
- * call for each table: where the kernel knows which map a call is about, it
- * calls that map's function straight.
+ * forget deletes a request from its table. One call for each table: where the
+ * kernel knows which map a call is about, it calls that map's function straight.
  */
-static __always_inline bool forget(enum flat_side side, const struct flat_key *key)
+static __always_inline void forget(enum flat_side side, const struct flat_key *key)
 {
-	int failed;
-
 	if (side == SIDE_CLIENT) {
-		failed = bpf_map_delete_elem(&flat_ours, key);
-		barrier_var(failed); /* or clang makes one call of the two */
+		bpf_map_delete_elem(&flat_ours, key);
+		barrier(); /* or clang makes one call of the two */
 	} else {
-		failed = bpf_map_delete_elem(&flat_theirs, key);
+		bpf_map_delete_elem(&flat_theirs, key);
 	}
-	return !failed;
-}
-
-/*
- * make_room takes a request away that is not one: while the exchange was out of the
- * table, another CPU took a further packet of it for the first of a new one.
- */
-static __always_inline bool make_room(const struct half *h, enum flat_side side)
-{
-	const struct flat_pending *found = bpf_map_lookup_elem(table_of(side), &h->key);
-
-	if (!found || found->state != STATE_OPEN || !forget(side, &h->key))
-		return false;
-	count(COUNT_REPLACED);
-	return true;
-}
-
-/* keep puts a finished request back, so that what follows it is known for that. */
-static __always_inline void keep(const struct half *h, enum flat_side side,
-				 struct flat_pending *request, enum flat_state state)
-{
-	__u64 last_ns = request->last_ns;
-	int failed;
-
-	request->last_ns = h->now;
-	request->state = state;
-	failed = bpf_map_update_elem(table_of(side), &h->key, request, BPF_NOEXIST);
-	if (failed == -EEXIST && make_room(h, side))
-		failed = bpf_map_update_elem(table_of(side), &h->key, request, BPF_NOEXIST);
-	if (failed == -E2BIG)
-		leave_untracked(h); /* another request took the room of this one */
-	request->last_ns = last_ns;
 }
 
 /*
  * finish closes an open exchange, unless the sweep or another CPU was faster.
  * It returns whether it did.
  */
-__subprogram bool finish(struct half *h, enum flat_side side, const struct flat_pending *found,
+__subprogram bool finish(struct half *h, enum flat_side side, struct flat_pending *found,
 			 struct answer *a)
 {
 	const struct flat_options *s = h->settings;
-	/* Deleting the entry frees it for reuse at once, so keep what it said. */
-	struct flat_pending open = *found;
 	__u64 duration;
 
-	if (!forget(side, &h->key))
+	if (!own(&h->key, found))
 		return false;
-	if (a->keep)
-		keep(h, side, &open, a->keep);
 	/* Two CPUs may see request and answer with clocks a little apart. */
-	if (open.first_ns > a->at_ns)
-		open.first_ns = a->at_ns;
-	if (open.last_ns > a->at_ns)
-		open.last_ns = a->at_ns;
-	duration = a->at_ns - open.first_ns;
+	if (found->first_ns > a->at_ns)
+		found->first_ns = a->at_ns;
+	if (found->last_ns > a->at_ns)
+		found->last_ns = a->at_ns;
+	duration = a->at_ns - found->first_ns;
 
 	count(COUNT_FINISHED);
 	trace("answer kind %d result %d in %llu ns", h->key.kind, a->result, duration);
-	observe_duration(h, side, a->result, open.ifindex, duration);
+	observe_duration(h, side, a->result, found->ifindex, duration);
 	if (s->skip_results & result_bit(h, a))
 		count(COUNT_RESULT_OUT);
 	else if (a->success && duration < s->min_duration_ns)
@@ -260,7 +283,14 @@ __subprogram bool finish(struct half *h, enum flat_side side, const struct flat_
 	else if (a->success && s->sample > 1 && bpf_get_prandom_u32() % s->sample)
 		count(COUNT_SAMPLED_OUT);
 	else
-		report(h, &open, side, a);
+		report(h, found, side, a);
+
+	if (a->keep) {
+		found->last_ns = h->now;
+		found->state = a->keep;
+	} else {
+		forget(side, &h->key);
+	}
 	return true;
 }
 
@@ -281,4 +311,25 @@ static __always_inline void answer(struct half *h, struct flat_pending *found, s
 		own_socket(h->skb, &found->cgroup, &found->uid);
 	if (!finish(h, side, found, a))
 		count(COUNT_LATE);
+}
+
+/* What the daemon's sweep wants to claim. */
+struct flat_overdue {
+	struct flat_key key;
+	__u64 first_ns;
+	__u64 side; /* enum flat_side */
+};
+
+/*
+ * claim makes the daemon the owner of a request that had no answer in time. It
+ * stays in the table, so that what else belongs to it is known for that.
+ */
+static __always_inline bool claim(const struct flat_overdue *c)
+{
+	struct flat_pending *found = bpf_map_lookup_elem(table_of(c->side), &c->key);
+
+	if (!found || !is_open(found) || found->first_ns != c->first_ns || !own(&c->key, found))
+		return false;
+	found->state = STATE_REPORTED;
+	return true;
 }

@@ -42,6 +42,7 @@ enum flat_record_flags {
 union flat_addr {
 	__u8 bytes[16];
 	__be32 words[4];
+	__u64 halves[2];
 };
 
 /* One finished exchange. */

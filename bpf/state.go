@@ -61,7 +61,7 @@ type State struct {
 	programs kernelPrograms // those of L3 are nil until they are needed
 	maps     kernelMaps
 	ledger   *ledger
-	awaiting *awaiting
+	gates    *gates
 	options  kernelFlatOptions
 	attacher attacher
 }
@@ -104,7 +104,7 @@ func open(pinPath string, mode Mode, specOf func() (*ebpf.CollectionSpec, error)
 	if s.ledger, err = openLedger(s.dir); err != nil {
 		return s, err
 	}
-	if s.awaiting, err = openAwaiting(s.dir, spec); err != nil {
+	if s.gates, err = openGates(s.dir, spec); err != nil {
 		return s, err
 	}
 	if err = s.resolveClaim(); err != nil {
@@ -137,7 +137,7 @@ func (s *State) start(spec *ebpf.CollectionSpec) (Start, error) {
 func (s *State) adopt(spec *ebpf.CollectionSpec, pinned map[string]*ebpf.Program) bool {
 	for name, program := range spec.Programs {
 		p, ok := pinned[name]
-		if !ok && (slices.Contains(ethernetPrograms, name) || len(pinned) != len(ethernetPrograms)) {
+		if !ok && (slices.Contains(basicPrograms, name) || len(pinned) != len(basicPrograms)) {
 			return false
 		}
 		if ok && !isLoaded(program, p) {
@@ -147,12 +147,10 @@ func (s *State) adopt(spec *ebpf.CollectionSpec, pinned map[string]*ebpf.Program
 	if err := s.openMaps(spec); err != nil {
 		return false
 	}
-	for _, p := range pinned {
-		if !usesAll(p, s.dir, &s.maps) {
-			s.maps.Close()
-			s.maps = kernelMaps{}
-			return false
-		}
+	if !usePinned(pinned, s.dir, &s.maps) {
+		s.maps.Close()
+		s.maps = kernelMaps{}
+		return false
 	}
 	s.programs = namedPrograms(pinned)
 	return true
@@ -174,23 +172,38 @@ func isLoaded(spec *ebpf.ProgramSpec, p *ebpf.Program) bool {
 	return resolved.Compatible(info) == nil
 }
 
-// usesAll tells programs that work on the pinned maps from those whose maps
+// usePinned tells programs that work on the pinned maps from those whose maps
 // were unpinned, and made anew, by a start that was cut short.
-func usesAll(p *ebpf.Program, dir string, maps *kernelMaps) bool {
-	awaiting, err := ebpf.LoadPinnedMap(filepath.Join(dir, awaitingPin), nil)
+func usePinned(programs map[string]*ebpf.Program, dir string, maps *kernelMaps) bool {
+	variables, err := ebpf.LoadPinnedMap(filepath.Join(dir, variablesPin), nil)
 	if err != nil {
 		return false
 	}
-	defer awaiting.Close()
+	defer variables.Close()
+	open := []*ebpf.Map{maps.FlatOurs, maps.FlatTheirs}
+	all := append([]*ebpf.Map{
+		maps.FlatCounters, maps.FlatEvents, maps.FlatHistograms, maps.FlatNets,
+		maps.FlatQuestions, maps.FlatSequence, maps.FlatSettings, maps.FlatUntracked, variables,
+	}, open...)
+	for name, p := range programs {
+		needed := all
+		if name == kernelProgFlatClaim {
+			needed = open
+		}
+		if !uses(p, needed) {
+			return false
+		}
+	}
+	return true
+}
+
+func uses(p *ebpf.Program, maps []*ebpf.Map) bool {
 	info, err := p.Info()
 	if err != nil {
 		return false
 	}
 	used, _ := info.MapIDs()
-	for _, m := range []*ebpf.Map{
-		maps.FlatCounters, maps.FlatEvents, maps.FlatHistograms, maps.FlatNets,
-		maps.FlatOurs, maps.FlatQuestions, maps.FlatSequence, maps.FlatSettings, maps.FlatTheirs, maps.FlatUntracked, awaiting,
-	} {
+	for _, m := range maps {
 		info, err := m.Info()
 		if err != nil {
 			return false
@@ -302,7 +315,7 @@ func (s *State) Reader() (*Reader, error) { return newReader(s.maps.FlatEvents) 
 // Close lets go of the state. Whatever is pinned and attached goes on
 // measuring.
 func (s *State) Close() error {
-	err := errors.Join(s.programs.Close(), s.maps.Close(), s.ledger.close(), s.awaiting.close())
+	err := errors.Join(s.programs.Close(), s.maps.Close(), s.ledger.close(), s.gates.close())
 	if s.lock != nil {
 		err = errors.Join(err, s.lock.Close())
 	}

@@ -25,6 +25,7 @@ const (
 
 	kindTCP = 1 // KIND_TCP
 	kindDNS = 2 // KIND_DNS
+	kindUDP = 3 // KIND_UDP
 
 	// Linux sends a SYN for the last time 64 s after the one before
 	// (tcp_syn_retries = 6); until then it belongs to the same attempt.
@@ -54,24 +55,27 @@ type Swept struct {
 // a DNS request, the question section as on the wire; all valid during the
 // call, in which LastTimeout is its number. TCP attempts from outside are
 // counted alone. An exchange is reported by this or by the programs, never by
-// both: whoever deletes the open entry owns it. In its place goes one that says
-// so, by which later packets of that request are recognised.
+// both: the kernel half says whose it is (own in pending.h). The entry stays, by
+// which later packets of that request are recognised.
 func (s *State) Sweep(now uint64, limit time.Duration, timedOut func(side uint8, key, pending, question []byte)) (Swept, error) {
 	var swept Swept
 	idle := time.Duration(s.options.UdpIdleNs)
 	if idle == 0 {
 		idle = 30 * time.Second // UDP_IDLE_DEFAULT_NS
 	}
-	sweep := func(side uint8, open *int) error {
+	sweep := func(side uint8, open, flows *int) error {
 		table := s.table(side)
 		return eachPending(table, func(key *kernelFlatKey, p *kernelFlatPending) error {
+			if key.Kind == kindUDP {
+				*flows++
+			}
 			quiet := since(now, p.LastNs)
 			switch {
 			case isOpen(p) && since(now, p.FirstNs) <= limit:
 				*open++
 			case isOpen(p):
 				c := claimed{side: uint64(side), limitNs: uint64(limit), key: *key, pending: *p}
-				ok, err := s.claim(table, &c)
+				ok, err := s.claim(&c)
 				switch {
 				case !ok:
 				case c.halfOpen():
@@ -88,12 +92,20 @@ func (s *State) Sweep(now uint64, limit time.Duration, timedOut func(side uint8,
 			return nil
 		})
 	}
-	latest := s.awaiting.quiet()
-	err := errors.Join(sweep(SideClient, &swept.OpenOurs), sweep(SideServer, &swept.OpenTheirs))
-	if err == nil && swept.OpenTheirs == 0 {
-		s.awaiting.settle(latest)
+	var ourFlows, theirFlows int
+	quiet := s.gates.quiet()
+	err := errors.Join(sweep(SideClient, &swept.OpenOurs, &ourFlows), sweep(SideServer, &swept.OpenTheirs, &theirFlows))
+	if err != nil {
+		return swept, err
 	}
-	return swept, err
+	for gate, behind := range [gatesCount]int{
+		gateHandshakes: swept.OpenTheirs, gateOurFlows: ourFlows, gateTheirFlows: theirFlows,
+	} {
+		if behind == 0 {
+			s.gates.shut(gate, quiet[gate])
+		}
+	}
+	return swept, nil
 }
 
 func (s *State) table(side uint8) *ebpf.Map {
@@ -138,9 +150,9 @@ func eachPending(table *ebpf.Map, visit func(*kernelFlatKey, *kernelFlatPending)
 
 // claim turns an open entry into one that has timed out, unless it has been
 // answered, repeated under a new ISN or claimed meanwhile. It completes c.
-func (s *State) claim(table *ebpf.Map, c *claimed) (bool, error) {
+func (s *State) claim(c *claimed) (bool, error) {
 	var current kernelFlatPending
-	err := table.Lookup(&c.key, &current)
+	err := s.table(uint8(c.side)).Lookup(&c.key, &current)
 	if err != nil || current.FirstNs != c.pending.FirstNs || !isOpen(&current) {
 		return false, unlessGone("look at an open request", err)
 	}
@@ -149,20 +161,27 @@ func (s *State) claim(table *ebpf.Map, c *claimed) (bool, error) {
 		c.question = kernelFlatQuestion{} // forgotten, which costs the name alone
 	}
 	s.ledger.intend(*c)
-	if err := table.Delete(&c.key); err != nil {
+	granted, err := s.granted(c)
+	if !granted {
 		s.ledger.cancel()
-		return false, unlessGone("claim an open request", err)
+		return false, err
 	}
-	err = mark(table, c)
 	s.ledger.enter()
-	return true, err
+	return true, nil
 }
 
-// mark leaves word that a request has timed out.
-func mark(table *ebpf.Map, c *claimed) error {
-	p := c.pending
-	p.State = stateReported
-	return enter(table, &c.key, &p)
+// etherHeader is what a program that is run without a packet has in front.
+const etherHeader = 14
+
+// granted asks the kernel half for a request, which it gives to one alone.
+func (s *State) granted(c *claimed) (bool, error) {
+	overdue := kernelFlatOverdue{Key: c.key, FirstNs: c.pending.FirstNs, Side: c.side}
+	frame := append(make([]byte, etherHeader), bytesOf(&overdue)...)
+	verdict, err := s.programs.FlatClaim.Run(&ebpf.RunOptions{Data: frame})
+	if err != nil {
+		return false, fmt.Errorf("claim an open request: %w", err)
+	}
+	return verdict == 1, nil
 }
 
 // enter puts what is known of a request into a table. If the same key, or the
@@ -176,26 +195,24 @@ func enter(table *ebpf.Map, key *kernelFlatKey, p *kernelFlatPending) error {
 }
 
 // resolveClaim finishes the claim that a killed daemon began, unless it never
-// came to it. That the entry is gone because it was answered between two system
-// calls of that daemon, one of which was its last, is not told apart.
+// came to it. That the entry says so because of an ICMP error, seen between two
+// system calls of that daemon, one of which was its last, is not told apart.
 func (s *State) resolveClaim() error {
 	c := s.ledger.inDoubt()
 	if c == nil {
 		return nil
 	}
 	var current kernelFlatPending
-	table := s.table(uint8(c.side))
-	err := table.Lookup(&c.key, &current)
+	err := s.table(uint8(c.side)).Lookup(&c.key, &current)
 	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("look at the last claim: %w", err)
 	}
-	if err == nil && current.FirstNs == c.pending.FirstNs && isOpen(&current) {
+	if err == nil && current.FirstNs == c.pending.FirstNs && current.State == stateReported {
+		s.ledger.enter()
+	} else {
 		s.ledger.cancel()
-		return nil
 	}
-	err = mark(table, c)
-	s.ledger.enter()
-	return err
+	return nil
 }
 
 // forget removes an entry that is no longer needed, unless it has changed.

@@ -125,12 +125,12 @@ static __always_inline bool asks_groups(__be16 port)
  */
 static __always_inline void observe_flow(struct half *h, const struct udp_header *udp)
 {
-	void *answering = table_of(side_of_answer(h->direction));
+	enum flat_side answering = side_of_answer(h->direction);
 	struct flat_pending *found;
 
 	set_exchange(h, KIND_UDP, udp->source, udp->destination, 0);
 
-	found = found_answering(h);
+	found = is_shut(gate_of(answering)) ? 0 : found_answering(h);
 	if (found && found->state == STATE_OPEN) {
 		struct answer a = new_answer(h, RESULT_ANSWERED, true);
 
@@ -144,7 +144,7 @@ static __always_inline void observe_flow(struct half *h, const struct udp_header
 		return;
 	}
 	if (found)
-		bpf_map_delete_elem(answering, &h->key);
+		forget(answering, &h->key);
 
 	found = found_asking(h);
 	if (is_current(h, found) && found->state == STATE_ANSWERED) {

@@ -52,7 +52,7 @@ func TestCapturesFromTheWild(t *testing.T) {
 // wilderness is the programs, and what became of the packets.
 type wilderness struct {
 	*kernel
-	awaiting *ebpf.Map
+	variables *ebpf.Map
 
 	run, found, unplaced, refused int
 }
@@ -61,10 +61,10 @@ func newWilderness(t *testing.T) *wilderness {
 	t.Helper()
 	w := &wilderness{kernel: openKernel(t)}
 	var err error
-	if w.awaiting, err = ebpf.LoadPinnedMap(filepath.Join(w.dir, awaitingPin), nil); err != nil {
+	if w.variables, err = ebpf.LoadPinnedMap(filepath.Join(w.dir, variablesPin), nil); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { w.awaiting.Close() })
+	t.Cleanup(func() { w.variables.Close() })
 	return w
 }
 
@@ -72,7 +72,7 @@ func newWilderness(t *testing.T) *wilderness {
 func (w *wilderness) play(c wild.Capture, packets []tshark.Packet, hosts tshark.Hosts) {
 	w.clear()
 	// Nor may what one capture awaits take the place of what the next does.
-	if err := w.awaiting.Put(uint32(0), make([]byte, w.awaiting.ValueSize())); err != nil {
+	if err := w.variables.Put(uint32(0), make([]byte, w.variables.ValueSize())); err != nil {
 		w.t.Fatal(err)
 	}
 	judge := tshark.NewJudge()

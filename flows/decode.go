@@ -23,7 +23,7 @@ var (
 const (
 	RecordSize  = 136
 	KeySize     = 48
-	PendingSize = 88
+	PendingSize = 104
 )
 
 // enum flat_record_flags of bpf/record.h.

@@ -1,0 +1,90 @@
+package bpf
+
+import (
+	"fmt"
+	"path/filepath"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// The gates, as in enum flat_gate of gate.h.
+const (
+	gateHandshakes = iota
+	gateOurFlows
+	gateTheirFlows
+	gatesCount
+)
+
+// gates are those of gate.h, in the programs' memory. Nil ones stay open.
+type gates struct {
+	memory []byte
+	all    *[gatesCount]gate
+}
+
+// gate is in units of 2^30 ns of CLOCK_BOOTTIME, from 1.
+type gate struct{ opened, shut uint32 }
+
+// gateMargin is how many units a gate has to have been left alone before it is
+// shut: more than a program takes from opening it to putting something behind it.
+const gateMargin = 2
+
+func openGates(dir string, spec *ebpf.CollectionSpec) (*gates, error) {
+	variable := spec.Variables[kernelVarFlatGates]
+	if variable == nil || uintptr(variable.Size()) != unsafe.Sizeof([gatesCount]gate{}) {
+		return nil, fmt.Errorf("the programs have no %s, of %d", kernelVarFlatGates, gatesCount)
+	}
+	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, variablesPin), nil)
+	if err != nil {
+		return nil, explain(fmt.Errorf("open the pinned variables: %w", err))
+	}
+	defer m.Close() // the memory keeps the map
+	memory, err := unix.Mmap(m.FD(), 0, int(m.ValueSize()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map the variables: %w", err)
+	}
+	return &gates{memory, (*[gatesCount]gate)(unsafe.Pointer(&memory[variable.Offset]))}, nil
+}
+
+// gateOfFlows is that before the UDP flows of a side.
+func gateOfFlows(side uint8) int {
+	if side == SideClient {
+		return gateOurFlows
+	}
+	return gateTheirFlows
+}
+
+func gateUnit() uint32 { return uint32(BootTime()>>30) + 1 }
+
+// quiet is when each gate was opened last, or 0 of one that may just be passed.
+func (g *gates) quiet() (since [gatesCount]uint32) {
+	if g == nil {
+		return since
+	}
+	for i := range g.all {
+		if opened := atomic.LoadUint32(&g.all[i].opened); opened+gateMargin <= gateUnit() {
+			since[i] = opened
+		}
+	}
+	return since
+}
+
+// shut shuts a gate, if there has been nothing behind it since a call of quiet,
+// which returned since for it.
+func (g *gates) shut(gate int, since uint32) {
+	if since != 0 {
+		atomic.StoreUint32(&g.all[gate].shut, since)
+	}
+}
+
+// open is for user space that puts something behind a gate.
+func (g *gates) open(gate int) { atomic.StoreUint32(&g.all[gate].opened, gateUnit()) }
+
+func (g *gates) close() error {
+	if g == nil {
+		return nil
+	}
+	return unix.Munmap(g.memory)
+}
