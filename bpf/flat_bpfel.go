@@ -145,11 +145,13 @@ type kernelFlatPending struct {
 	_          structs.HostLayout
 	FirstNs    uint64
 	LastNs     uint64
-	AnswerNs   uint64
+	Seal       uint64
 	Cgroup     uint64
 	Uid        uint32
 	Isn        uint32
-	Payload    uint32
+	Payload    uint16
+	Answers    uint8
+	Flags      uint8
 	FirstTsval uint32
 	LastTsval  uint32
 	Repeats    uint32
@@ -157,18 +159,12 @@ type kernelFlatPending struct {
 	Vlan       uint16
 	State      uint8
 	Ttl        uint8
-	Flags      uint8
-	Answers    uint8
-	Crossed    uint8
-	Reserved   uint8
-	Pid        uint32
-	Comm       [2]uint64
-	Seal       uint64
 	Lock       struct {
 		_   structs.HostLayout
 		Val uint32
 	}
-	Reserved2 uint32
+	Pid  uint32
+	Comm [2]uint64
 }
 
 type kernelFlatQuestion struct {

@@ -48,13 +48,18 @@ enum flat_state {
  * saw the answer or the daemon's sweep that saw the timeout, never both.
  */
 struct flat_pending {
-	__u64 first_ns;	   /* first request packet */
-	__u64 last_ns;	   /* latest request packet; for a UDP flow latest datagram */
-	__u64 answer_ns;   /* STATE_HALF_OPEN: when the first SYN/ACK went out */
-	__u64 cgroup;	   /* of the local socket; 0: unknown */
-	__u32 uid;	   /* of its owner, if the cgroup is known */
-	__u32 isn;	   /* TCP: sequence number of the SYN */
-	__u32 payload;	   /* TCP: bytes in the SYN (RFC 7413) */
+	__u64 first_ns; /* first request packet */
+	__u64 last_ns;	/* latest request packet; for a UDP flow latest datagram */
+	__u64 seal;	/* seal_of() its key and first_ns; 0: broken */
+	__u64 cgroup;	/* of the local socket; 0: unknown */
+	__u32 uid;	/* of its owner, if the cgroup is known */
+	__u32 isn;	/* TCP: sequence number of the SYN */
+	__u16 payload;	/* TCP: bytes in the SYN (RFC 7413) */
+	union {
+		__u8 answers; /* STATE_HALF_OPEN: further SYN/ACKs, at most 255 */
+		__u8 crossed; /* TCP, ours: both ends have asked, and this one has answered */
+	};
+	__u8 flags;	   /* enum flat_record_flags */
 	__u32 first_tsval; /* TCP timestamps (RFC 7323) of first and latest SYN; 0: none */
 	__u32 last_tsval;
 	__u32 repeats;
@@ -62,19 +67,16 @@ struct flat_pending {
 	__u16 vlan;
 	__u8 state; /* enum flat_state */
 	__u8 ttl;
-	__u8 flags;   /* enum flat_record_flags */
-	__u8 answers; /* STATE_HALF_OPEN: further SYN/ACKs, at most 255 */
-	__u8 crossed; /* TCP, of ours: both ends have asked, and this one has answered */
-	__u8 reserved;
-	__u32 pid;     /* of the process that asked; 0: unknown */
-	__u64 comm[2]; /* its name, as in struct flat_record */
-	__u64 seal;    /* seal_of() its key and first_ns; 0: broken */
 #ifdef FLAT_512
-	__u32 reserved1;
+	__u32 reserved;
 #else
 	struct bpf_spin_lock lock; /* of the seal: Linux before 5.12 has no compare-and-swap */
 #endif
-	__u32 reserved2;
+	__u32 pid; /* of the process that asked; 0: unknown */
+	union {
+		__u64 comm[2];	 /* ours: its name, as in struct flat_record */
+		__u64 answer_ns; /* STATE_HALF_OPEN: when the first SYN/ACK went out */
+	};
 };
 
 /* The question of a DNS request, for one that is never answered. */

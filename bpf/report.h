@@ -140,8 +140,8 @@ static __always_inline void write_record(struct flat_record *r, const struct hal
 	r->icmp_code = a->icmp_code;
 	r->question_length = a->question_length;
 	r->pid = open->pid;
-	r->comm[0] = open->comm[0];
-	r->comm[1] = open->comm[1];
+	r->comm[0] = client ? open->comm[0] : 0;
+	r->comm[1] = client ? open->comm[1] : 0;
 	r->reserved = 0;
 }
 

@@ -269,8 +269,8 @@ func TestNothingIsLostOrDoubledByARestart(t *testing.T) {
 // otherPrograms are the edits of a release whose programs are others, on the
 // same maps.
 var otherPrograms = []testbed.Edit{
-	{File: "bpf/load.go", Old: "variables.Name, variables.Pinning = awaitingPin, ebpf.PinByName\n",
-		New: `variables.Name, variables.Pinning = awaitingPin, ebpf.PinByName
+	{File: "bpf/load.go", Old: "variables.Name, variables.Pinning = variablesPin, ebpf.PinByName\n",
+		New: `variables.Name, variables.Pinning = variablesPin, ebpf.PinByName
 	for _, p := range spec.Programs {
 		// Behind the first instruction, which carries the function's name.
 		p.Instructions = append(asm.Instructions{p.Instructions[0], asm.Mov.Imm(asm.R0, 0)}, p.Instructions[1:]...)
@@ -306,8 +306,8 @@ func TestNothingIsLostByAnUpgrade(t *testing.T) {
 // otherLayout are the edits of a release with other maps.
 var otherLayout = []testbed.Edit{
 	{File: "bpf/state.go", Old: "const ABI = 1\n", New: "const ABI = 2\n"},
-	{File: "bpf/load.go", Old: "variables.Name, variables.Pinning = awaitingPin, ebpf.PinByName\n",
-		New: `variables.Name, variables.Pinning = awaitingPin, ebpf.PinByName
+	{File: "bpf/load.go", Old: "variables.Name, variables.Pinning = variablesPin, ebpf.PinByName\n",
+		New: `variables.Name, variables.Pinning = variablesPin, ebpf.PinByName
 	spec.Maps[kernelMapFlatEvents].MaxEntries *= 2
 	spec.Maps[kernelMapFlatTheirs].MaxEntries /= 2
 `},

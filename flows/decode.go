@@ -23,7 +23,7 @@ var (
 const (
 	RecordSize  = 136
 	KeySize     = 48
-	PendingSize = 104
+	PendingSize = 88
 )
 
 // enum flat_record_flags of bpf/record.h.
@@ -156,7 +156,7 @@ func DecodePending(key, value []byte, limit time.Duration, side Side, e *Event) 
 		VLAN:        host.Uint16(value[60:]),
 		Cgroup:      host.Uint64(value[24:]),
 		UID:         host.Uint32(value[32:]),
-		QUIC:        value[64]&recordQUIC != 0,
+		QUIC:        value[43]&recordQUIC != 0,
 		Process:     processOf(host.Uint32(value[68:]), value[72:88]),
 		Request:     fnv1a(fnv1a(fnvBasis, key[:KeySize]), value[:8]),
 	}

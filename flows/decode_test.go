@@ -41,16 +41,16 @@ type cKey struct {
 }
 
 type cPending struct {
-	FirstNS, LastNS, AnswerNS, Cgroup uint64
-	UID, ISN, Payload                 uint32
-	FirstTSVal, LastTSVal             uint32
-	Repeats, Ifindex                  uint32
-	VLAN                              uint16
-	State, TTL, Flags                 uint8
-	Answers                           uint8
-	Reserved                          [2]uint8
-	PID                               uint32
-	Comm                              [16]byte
+	FirstNS, LastNS, Seal, Cgroup uint64
+	UID, ISN                      uint32
+	Payload                       uint16
+	Answers, Flags                uint8
+	FirstTSVal, LastTSVal         uint32
+	Repeats, Ifindex              uint32
+	VLAN                          uint16
+	State, TTL                    uint8
+	Lock, PID                     uint32
+	Comm                          [16]byte
 }
 
 func native(t testing.TB, v any) []byte {
