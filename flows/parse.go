@@ -203,7 +203,7 @@ func setID(e *Event, id string) {
 		e.End = parseHex(id[1:])
 	case id[0] == 'm' || id[0] == 't':
 		e.Request = parseHex(id[1:])
-	default:
+	case e.Exchange() && e.Result != ResultTimeout: // others have none
 		e.Sequence, _ = strconv.ParseUint(id, 10, 64) // 0 is unknown
 	}
 }
