@@ -102,8 +102,6 @@ type Event struct {
 	Slow      bool // took at least the configured `slow`
 	Replayed  bool // finished before this daemon started
 
-	DNS DNS
-
 	// ICMPType and ICMPCode are those of the error, for ResultUnreachable
 	// (RFC 792, RFC 4443).
 	ICMPType, ICMPCode uint8
@@ -119,6 +117,8 @@ type Event struct {
 	// Status is set for KindStatus alone, Summary for KindSummary.
 	Status  *Status
 	Summary *Summary
+
+	DNS DNS // last, since it is large and most events have none
 }
 
 // Interface is a network interface as it was when the event happened.

@@ -19,10 +19,15 @@ type Field struct {
 	Values   []string // all there are; nil if that is open
 	Pattern  string   // regular expression of the value, or ""
 
-	// One of the two gives the value: value appends it as plain text, nothing
-	// if it is unknown; list returns the values of a TypeList.
-	value func(dst []byte, h *Host, e *Event) []byte
-	list  func(e *Event) []string
+	// One of the three gives the value: value appends it as plain text, nothing
+	// if it is unknown; number returns one, if it is known; list returns the
+	// values of a TypeList.
+	value  func(dst []byte, h *Host, e *Event) []byte
+	number func(e *Event) (n uint64, known bool)
+	list   func(e *Event) []string
+
+	fixed bool // of an exchange: follows from its shape, whatever else it has
+	kind  Kind // of the exchanges that have it; 0: all
 
 	journal string
 }
@@ -75,6 +80,9 @@ var fields = func() []Field {
 	table := slices.Concat(baseFields, networkFields, placeFields, ownerFields, dnsFields, flatdFields, summaryFields)
 	for i := range table {
 		f := &table[i]
+		if f.number != nil {
+			f.value = decimal(f.number)
+		}
 		f.journal = strings.ToUpper(strings.ReplaceAll(strings.TrimPrefix(f.Path, "@"), ".", "_"))
 	}
 	return table
@@ -89,54 +97,54 @@ var baseFields = []Field{
 			}
 			return appendTime(dst, e.Time.UTC())
 		}},
-	{Path: messagePath, Type: TypeText, Presence: PresenceKnown,
+	{Path: messagePath, fixed: true, Type: TypeText, Presence: PresenceKnown,
 		Doc:   "What flatd has to say, in status events. In the journal every entry has a MESSAGE.",
 		value: status(func(dst []byte, s *Status) []byte { return append(dst, s.Message...) })},
-	{Path: "ecs.version", Type: TypeKeyword, Presence: PresenceAlways, Values: []string{ecsVersion},
+	{Path: "ecs.version", fixed: true, Type: TypeKeyword, Presence: PresenceAlways, Values: []string{ecsVersion},
 		Doc:   "Version of the Elastic Common Schema that the names follow.",
 		value: constant(ecsVersion)},
 	{Path: "event.id", Type: TypeKeyword, Presence: PresenceAlways, Pattern: `^[0-9a-f]{8}-([0-9]+|[tsm][0-9a-f]{16})$`,
 		Doc:   "Unique, and the same whenever the event is reported again: boot id and sequence number; for a timeout a hash of its request.",
 		value: func(dst []byte, h *Host, e *Event) []byte { return h.AppendID(dst, e) }},
-	{Path: "event.kind", Type: TypeKeyword, Presence: PresenceAlways, Values: []string{"event", "metric"},
+	{Path: "event.kind", fixed: true, Type: TypeKeyword, Presence: PresenceAlways, Values: []string{"event", "metric"},
 		Doc:   "What ECS calls it: `metric` for a summary.",
 		value: text((*Event).ecsKind)},
-	{Path: "event.category", Type: TypeList, Presence: PresenceAlways, Values: []string{"network", "process", "configuration"},
+	{Path: "event.category", fixed: true, Type: TypeList, Presence: PresenceAlways, Values: []string{"network", "process", "configuration"},
 		Doc:  "ECS category; `network` for every exchange.",
 		list: (*Event).categories},
-	{Path: "event.type", Type: TypeList, Presence: PresenceAlways, Values: []string{"connection", "start", "denied", "info", "protocol", "end", "change"},
+	{Path: "event.type", fixed: true, Type: TypeList, Presence: PresenceAlways, Values: []string{"connection", "start", "denied", "info", "protocol", "end", "change"},
 		Doc:  "ECS types within the category.",
 		list: (*Event).types},
-	{Path: "event.dataset", Type: TypeKeyword, Presence: PresenceAlways, Values: []string{"flatd.tcp", "flatd.dns", "flatd.udp", "flatd.icmp", "flatd.status", "flatd.summary"},
+	{Path: "event.dataset", fixed: true, Type: TypeKeyword, Presence: PresenceAlways, Values: []string{"flatd.tcp", "flatd.dns", "flatd.udp", "flatd.icmp", "flatd.status", "flatd.summary"},
 		Doc:   "Kind of exchange, `flatd.status` for an event in flatd's own life, or `flatd.summary` for what an interval came to.",
 		value: text((*Event).Dataset)},
-	{Path: "event.action", Type: TypeKeyword, Presence: PresenceAlways,
+	{Path: "event.action", fixed: true, Type: TypeKeyword, Presence: PresenceAlways,
 		Values: []string{"tcp-handshake", "dns-query", "udp-exchange", "icmp-echo", "start", "stop", "attach", "detach", "loss", "config", "preceded",
 			"exchanges", "destination", "books"},
 		Doc:   "What was measured, what flatd did, or what a summary is of: all exchanges of a kind and side, those with one destination, or what was left out.",
 		value: text((*Event).action)},
-	{Path: "event.outcome", Type: TypeKeyword, Presence: PresenceExchange, Values: []string{"success", "failure"},
+	{Path: "event.outcome", fixed: true, Type: TypeKeyword, Presence: PresenceExchange, Values: []string{"success", "failure"},
 		Doc:   "Whether the initiator got what it hoped for; flatd.result says how.",
 		value: exchange((*Event).outcome)},
 	{Path: "event.duration", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Nanoseconds from the first request packet to the answer: what the initiator waited. On the server side: from the request's arrival to the answer's departure. A timeout has none.",
-		value: nanoseconds(func(e *Event) (time.Duration, bool) { return e.Duration, e.Duration > 0 })},
+		Doc:    "Nanoseconds from the first request packet to the answer: what the initiator waited. On the server side: from the request's arrival to the answer's departure. A timeout has none.",
+		number: func(e *Event) (uint64, bool) { return uint64(e.Duration), e.Duration > 0 }},
 	{Path: "event.sequence", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "The kernel's count of reported exchanges since boot; a gap is a loss. Timeouts have none.",
-		value: positive(func(e *Event) uint64 { return e.Sequence })},
+		Doc:    "The kernel's count of reported exchanges since boot; a gap is a loss. Timeouts have none.",
+		number: positive(func(e *Event) uint64 { return e.Sequence })},
 }
 
 var networkFields = []Field{
-	{Path: "network.transport", Type: TypeKeyword, Presence: PresenceExchange, Values: []string{"tcp", "udp", "icmp", "ipv6-icmp"},
+	{Path: "network.transport", fixed: true, Type: TypeKeyword, Presence: PresenceExchange, Values: []string{"tcp", "udp", "icmp", "ipv6-icmp"},
 		Doc:   "Protocol above IP.",
 		value: exchange((*Event).transport)},
-	{Path: "network.type", Type: TypeKeyword, Presence: PresenceExchange, Values: []string{"ipv4", "ipv6"},
+	{Path: "network.type", fixed: true, Type: TypeKeyword, Presence: PresenceExchange, Values: []string{"ipv4", "ipv6"},
 		Doc:   "Version of IP.",
 		value: exchange((*Event).family)},
-	{Path: "network.direction", Type: TypeKeyword, Presence: PresenceExchange, Values: []string{"egress", "ingress"},
+	{Path: "network.direction", fixed: true, Type: TypeKeyword, Presence: PresenceExchange, Values: []string{"egress", "ingress"},
 		Doc:   "Which way the request went, seen from this host.",
 		value: exchange((*Event).direction)},
-	{Path: "network.protocol", Type: TypeKeyword, Presence: PresenceKnown, Values: []string{"dns", "quic"},
+	{Path: "network.protocol", fixed: true, Type: TypeKeyword, Presence: PresenceKnown, Values: []string{"dns", "quic"},
 		Doc:   "Application protocol.",
 		value: exchange((*Event).application)},
 	{Path: "network.community_id", Type: TypeKeyword, Presence: PresenceExchange, Pattern: `^1:[A-Za-z0-9+/]{27}=$`,
@@ -151,14 +159,14 @@ var networkFields = []Field{
 		Doc:   "Address of the initiator, whichever side this host is on.",
 		value: func(dst []byte, _ *Host, e *Event) []byte { return e.Source.Addr().AppendTo(dst) }},
 	{Path: "source.port", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Port of the initiator. ICMP has none.",
-		value: port(func(e *Event) netip.AddrPort { return e.Source })},
+		Doc:    "Port of the initiator. ICMP has none.",
+		number: port(func(e *Event) netip.AddrPort { return e.Source })},
 	{Path: "destination.ip", Type: TypeIP, Presence: PresenceExchange,
 		Doc:   "Address of the other end.",
 		value: func(dst []byte, _ *Host, e *Event) []byte { return e.Destination.Addr().AppendTo(dst) }},
 	{Path: "destination.port", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Port of the other end. ICMP has none.",
-		value: port(func(e *Event) netip.AddrPort { return e.Destination })},
+		Doc:    "Port of the other end. ICMP has none.",
+		number: port(func(e *Event) netip.AddrPort { return e.Destination })},
 }
 
 var placeFields = []Field{
@@ -169,11 +177,11 @@ var placeFields = []Field{
 		Doc:   "Interface on which the request was seen.",
 		value: func(dst []byte, _ *Host, e *Event) []byte { return append(dst, e.Interface.Name...) }},
 	{Path: "observer.interface.id", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Index of that interface.",
-		value: positive(func(e *Event) uint64 { return uint64(max(e.Interface.Index, 0)) })},
+		Doc:    "Index of that interface.",
+		number: positive(func(e *Event) uint64 { return uint64(max(e.Interface.Index, 0)) })},
 	{Path: "observer.vlan.id", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Outermost VLAN of the request.",
-		value: positive(func(e *Event) uint64 { return uint64(e.VLAN) })},
+		Doc:    "Outermost VLAN of the request.",
+		number: positive(func(e *Event) uint64 { return uint64(e.VLAN) })},
 }
 
 // ownerFields are those of the local end, on either side.
@@ -182,16 +190,11 @@ var ownerFields = []Field{
 		Doc:   "systemd unit whose socket it was on this host; of a user's manager, the user's unit. A socket made by socket activation is that of its `.socket` unit.",
 		value: text(func(e *Event) string { return e.Owner.Service() })},
 	{Path: "user.id", Type: TypeLong, Presence: PresenceKnown,
-		Doc: "Numeric id of the user whose socket it was on this host.",
-		value: func(dst []byte, _ *Host, e *Event) []byte {
-			if e.Cgroup == 0 {
-				return dst
-			}
-			return strconv.AppendUint(dst, uint64(e.UID), 10)
-		}},
+		Doc:    "Numeric id of the user whose socket it was on this host.",
+		number: func(e *Event) (uint64, bool) { return uint64(e.UID), e.Cgroup != 0 }},
 	{Path: "process.pid", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Id of the process that asked for a TCP connection, where the kernel tells it to such programs (Linux 6.10) and there is no doubt.",
-		value: positive(func(e *Event) uint64 { return uint64(e.Process.PID) })},
+		Doc:    "Id of the process that asked for a TCP connection, where the kernel tells it to such programs (Linux 6.10) and there is no doubt.",
+		number: positive(func(e *Event) uint64 { return uint64(e.Process.PID) })},
 	{Path: "process.name", Type: TypeKeyword, Presence: PresenceKnown,
 		Doc:   "Its name, at most 15 bytes, which it may choose (Linux 6.16).",
 		value: func(dst []byte, _ *Host, e *Event) []byte { return e.Process.AppendName(dst) }},
@@ -201,24 +204,19 @@ var ownerFields = []Field{
 }
 
 var dnsFields = []Field{
-	{Path: "dns.id", Type: TypeLong, Presence: PresenceKnown,
-		Doc: "Transaction id.",
-		value: func(dst []byte, _ *Host, e *Event) []byte {
-			if e.Kind != KindDNS {
-				return dst
-			}
-			return strconv.AppendUint(dst, uint64(e.DNS.ID), 10)
-		}},
-	{Path: "dns.question.name", Type: TypeKeyword, Presence: PresenceKnown,
+	{Path: "dns.id", kind: KindDNS, Type: TypeLong, Presence: PresenceKnown,
+		Doc:    "Transaction id.",
+		number: func(e *Event) (uint64, bool) { return uint64(e.DNS.ID), e.Kind == KindDNS }},
+	{Path: "dns.question.name", kind: KindDNS, Type: TypeKeyword, Presence: PresenceKnown,
 		Doc:   "Name of the first question, with `\\.` for a dot within a label and `\\DDD` for what is not printable; or `hash:` and 16 hex digits.",
 		value: func(dst []byte, _ *Host, e *Event) []byte { return e.DNS.AppendName(dst) }},
-	{Path: "dns.question.type", Type: TypeKeyword, Presence: PresenceKnown,
+	{Path: "dns.question.type", kind: KindDNS, Type: TypeKeyword, Presence: PresenceKnown,
 		Doc:   "Type of the first question: `AAAA`, or `TYPE65280` for one without a name.",
 		value: func(dst []byte, _ *Host, e *Event) []byte { return e.DNS.AppendType(dst) }},
-	{Path: "dns.header_flags", Type: TypeList, Presence: PresenceKnown, Values: []string{"TC"},
+	{Path: "dns.header_flags", kind: KindDNS, fixed: true, Type: TypeList, Presence: PresenceKnown, Values: []string{"TC"},
 		Doc:  "`TC` if the answer was cut short; the resolver then asks again over TCP.",
 		list: (*Event).dnsFlags},
-	{Path: "dns.response_code", Type: TypeKeyword, Presence: PresenceKnown,
+	{Path: "dns.response_code", kind: KindDNS, fixed: true, Type: TypeKeyword, Presence: PresenceKnown,
 		Doc: "Response code in upper case.",
 		value: func(dst []byte, _ *Host, e *Event) []byte {
 			if e.Kind != KindDNS || e.Result != ResultAnswered {
@@ -229,38 +227,33 @@ var dnsFields = []Field{
 }
 
 var flatdFields = []Field{
-	{Path: "flatd.schema", Type: TypeLong, Presence: PresenceAlways,
+	{Path: "flatd.schema", fixed: true, Type: TypeLong, Presence: PresenceAlways,
 		Doc:   "Version of these fields: 1.",
 		value: constant(strconv.Itoa(SchemaVersion))},
-	{Path: "flatd.result", Type: TypeKeyword, Presence: PresenceExchange,
+	{Path: "flatd.result", fixed: true, Type: TypeKeyword, Presence: PresenceExchange,
 		Doc:   "How it ended: `established`, `answered`, `refused`, `unreachable`, `timeout`; for DNS the response code, such as `noerror`, `nxdomain`, `servfail`.",
 		value: exchange((*Event).ResultName)},
-	{Path: "flatd.side", Type: TypeKeyword, Presence: PresenceExchange, Values: []string{"client", "server"},
+	{Path: "flatd.side", fixed: true, Type: TypeKeyword, Presence: PresenceExchange, Values: []string{"client", "server"},
 		Doc:   "Whether this host asked or was asked.",
 		value: exchange(func(e *Event) string { return e.Side.String() })},
 	{Path: "flatd.rtt", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Nanoseconds from the request packet that was answered to the answer: the network's part.",
-		value: nanoseconds(func(e *Event) (time.Duration, bool) { return e.RTT, e.HasRTT && e.RTT > 0 })},
+		Doc:    "Nanoseconds from the request packet that was answered to the answer: the network's part.",
+		number: func(e *Event) (uint64, bool) { return uint64(e.RTT), e.HasRTT && e.RTT > 0 }},
 	{Path: "flatd.client_rtt", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Nanoseconds from this host's SYN/ACK to the ACK that completes the handshake, on the server side.",
-		value: nanoseconds(func(e *Event) (time.Duration, bool) { return e.ClientRTT, e.ClientRTT > 0 })},
+		Doc:    "Nanoseconds from this host's SYN/ACK to the ACK that completes the handshake, on the server side.",
+		number: func(e *Event) (uint64, bool) { return uint64(e.ClientRTT), e.ClientRTT > 0 }},
 	{Path: "flatd.icmp.type", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Type of the ICMP or ICMPv6 error, for `unreachable`.",
-		value: icmpError(func(e *Event) uint8 { return e.ICMPType })},
+		Doc:    "Type of the ICMP or ICMPv6 error, for `unreachable`.",
+		number: icmpError(func(e *Event) uint8 { return e.ICMPType })},
 	{Path: "flatd.icmp.code", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Code of the ICMP or ICMPv6 error, for `unreachable`.",
-		value: icmpError(func(e *Event) uint8 { return e.ICMPCode })},
+		Doc:    "Code of the ICMP or ICMPv6 error, for `unreachable`.",
+		number: icmpError(func(e *Event) uint8 { return e.ICMPCode })},
 	{Path: "flatd.limit", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Nanoseconds that a timeout waited for an answer.",
-		value: nanoseconds(func(e *Event) (time.Duration, bool) { return e.Limit, e.Limit > 0 })},
+		Doc:    "Nanoseconds that a timeout waited for an answer.",
+		number: func(e *Event) (uint64, bool) { return uint64(e.Limit), e.Limit > 0 }},
 	{Path: "flatd.retransmits", Type: TypeLong, Presence: PresenceExchange,
-		Doc: "Further request packets before the answer.",
-		value: func(dst []byte, _ *Host, e *Event) []byte {
-			if !e.Exchange() {
-				return dst
-			}
-			return strconv.AppendUint(dst, uint64(e.Retransmits), 10)
-		}},
+		Doc:    "Further request packets before the answer.",
+		number: func(e *Event) (uint64, bool) { return uint64(e.Retransmits), e.Exchange() }},
 	{Path: "flatd.ambiguous", Type: TypeBoolean, Presence: PresenceKnown,
 		Doc: "Whether it is unknown which of the request packets was answered. There is no flatd.rtt then.",
 		value: func(dst []byte, _ *Host, e *Event) []byte {
@@ -270,8 +263,8 @@ var flatdFields = []Field{
 			return strconv.AppendBool(dst, e.Ambiguous)
 		}},
 	{Path: "flatd.ttl", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "TTL or hop limit of the remote end's packet as it arrived.",
-		value: positive(func(e *Event) uint64 { return uint64(e.TTL) })},
+		Doc:    "TTL or hop limit of the remote end's packet as it arrived.",
+		number: positive(func(e *Event) uint64 { return uint64(e.TTL) })},
 	{Path: "flatd.flow_hash", Type: TypeKeyword, Presence: PresenceExchange, Pattern: `^[0-9a-f]{16}$`,
 		Doc: "FNV-1a of the five-tuple, the same for both directions.",
 		value: func(dst []byte, _ *Host, e *Event) []byte {
@@ -299,7 +292,7 @@ var flatdFields = []Field{
 			}
 			return append(dst, "true"...)
 		}},
-	{Path: "flatd.lost", Type: TypeLong, Presence: PresenceKnown,
+	{Path: "flatd.lost", fixed: true, Type: TypeLong, Presence: PresenceKnown,
 		Doc: "How many events were lost, in a status event that reports a loss.",
 		value: status(func(dst []byte, s *Status) []byte {
 			if s.Action != ActionLoss {
@@ -352,42 +345,35 @@ func status(of func([]byte, *Status) []byte) valueFunc {
 	}
 }
 
-// positive is a number whose zero means unknown.
-func positive(of func(*Event) uint64) valueFunc {
+// decimal is a number as text.
+func decimal(of numberFunc) valueFunc {
 	return func(dst []byte, _ *Host, e *Event) []byte {
-		if n := of(e); n > 0 {
+		if n, known := of(e); known {
 			return strconv.AppendUint(dst, n, 10)
 		}
 		return dst
 	}
 }
 
-func nanoseconds(of func(*Event) (d time.Duration, known bool)) valueFunc {
-	return func(dst []byte, _ *Host, e *Event) []byte {
-		if d, known := of(e); known {
-			return strconv.AppendInt(dst, int64(d), 10)
-		}
-		return dst
+type numberFunc = func(e *Event) (n uint64, known bool)
+
+// positive is a number whose zero means unknown.
+func positive(of func(*Event) uint64) numberFunc {
+	return func(e *Event) (uint64, bool) {
+		n := of(e)
+		return n, n > 0
 	}
 }
 
 // icmpError is a number of the error that ended an exchange; 0 is a code, too.
-func icmpError(of func(*Event) uint8) valueFunc {
-	return func(dst []byte, _ *Host, e *Event) []byte {
-		if e.Result != ResultUnreachable {
-			return dst
-		}
-		return strconv.AppendUint(dst, uint64(of(e)), 10)
-	}
+func icmpError(of func(*Event) uint8) numberFunc {
+	return func(e *Event) (uint64, bool) { return uint64(of(e)), e.Result == ResultUnreachable }
 }
 
-func port(of func(*Event) netip.AddrPort) valueFunc {
-	return func(dst []byte, _ *Host, e *Event) []byte {
+func port(of func(*Event) netip.AddrPort) numberFunc {
+	return func(e *Event) (uint64, bool) {
 		end := of(e)
-		if !end.IsValid() || e.exchangeKind() == KindICMP {
-			return dst
-		}
-		return strconv.AppendUint(dst, uint64(end.Port()), 10)
+		return uint64(end.Port()), end.IsValid() && e.exchangeKind() != KindICMP
 	}
 }
 

@@ -39,12 +39,17 @@ func (e *Event) FlowHash() uint64 {
 }
 
 func hashEnd(end netip.AddrPort) uint64 {
-	var b [18]byte
+	port := [2]byte{byte(end.Port() >> 8), byte(end.Port())}
+	if end.Addr().Is4() {
+		addr := end.Addr().As4()
+		return fnv1a(fnv1a(fnvMapped, addr[:]), port[:])
+	}
 	addr := end.Addr().As16()
-	copy(b[:], addr[:])
-	binary.BigEndian.PutUint16(b[16:], end.Port())
-	return fnv1a(fnvBasis, b[:])
+	return fnv1a(fnv1a(fnvBasis, addr[:]), port[:])
 }
+
+// fnvMapped is the hash of what precedes an IPv4 address that is mapped to 16 bytes.
+var fnvMapped = fnv1a(fnvBasis, []byte{10: 0xff, 11: 0xff})
 
 const (
 	fnvBasis = 0xcbf29ce484222325

@@ -1,6 +1,7 @@
 package flows
 
 import (
+	"strconv"
 	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
@@ -12,7 +13,11 @@ import (
 // The bytes are printable, also on a terminal: whatever is not, such as an
 // interface name with control characters, is escaped.
 func (h *Host) AppendJSON(dst []byte, e *Event) []byte {
-	table := formsOf(e)
+	return h.appendObject(dst, seenShapes.forms(e), e)
+}
+
+// appendObject appends an object of those of the fields that the event has.
+func (h *Host) appendObject(dst []byte, table []form, e *Event) []byte {
 	dst = append(dst, '{')
 	begin := len(dst)
 	open := 0   // objects that we are in
@@ -20,6 +25,10 @@ func (h *Host) AppendJSON(dst []byte, e *Event) []byte {
 	for i := range table {
 		f := &table[i]
 		shared = min(shared, int(f.shared))
+		number, known := f.numberOf(e)
+		if !known {
+			continue
+		}
 		mark := len(dst)
 		dst = closeObjects(dst, open-shared)
 		if mark > begin {
@@ -27,10 +36,14 @@ func (h *Host) AppendJSON(dst []byte, e *Event) []byte {
 		}
 		dst = append(dst, f.names[f.starts[shared]:]...)
 		start := len(dst)
-		dst = f.appendJSON(dst, h, e)
-		if len(dst) == start {
-			dst = dst[:mark]
-			continue
+		switch {
+		case f.number != nil:
+			dst = strconv.AppendUint(dst, number, 10)
+		case !f.constant():
+			if dst = f.appendJSON(dst, h, e); len(dst) == start {
+				dst = dst[:mark]
+				continue
+			}
 		}
 		open, shared = int(f.depth), int(f.depth)
 	}
@@ -44,19 +57,24 @@ func closeObjects(dst []byte, n int) []byte {
 	return dst
 }
 
-// appendJSON appends the value, nothing if it is unknown.
+// numberOf returns the number and whether it is known. What has another value is
+// judged by that.
+func (f *form) numberOf(e *Event) (n uint64, known bool) {
+	if f.number == nil {
+		return 0, true
+	}
+	return f.number(e)
+}
+
+// appendJSON appends the value and its closing quote, nothing if it is unknown.
 func (f *form) appendJSON(dst []byte, h *Host, e *Event) []byte {
 	if f.list != nil {
 		return appendList(dst, f.list(e))
 	}
-	if f.bare {
-		return f.value(dst, h, e)
-	}
-	dst = append(dst, '"')
 	start := len(dst)
 	dst = f.value(dst, h, e)
-	if len(dst) == start {
-		return dst[:start-1]
+	if f.bare || len(dst) == start {
+		return dst
 	}
 	if !f.plain {
 		dst = escapeJSON(dst, start)
@@ -82,9 +100,15 @@ func appendList(dst []byte, words []string) []byte {
 // escapeJSON escapes, in place, what stands in dst from start on. Nearly always
 // there is nothing to do.
 func escapeJSON(dst []byte, start int) []byte {
-	for start < len(dst) && plainJSON(dst[start]) {
-		start++
+	for i, b := range dst[start:] {
+		if !plainJSON[b] {
+			return escapeJSONFrom(dst, start+i)
+		}
 	}
+	return dst
+}
+
+func escapeJSONFrom(dst []byte, start int) []byte {
 	end := len(dst)
 	for i := start; i < end; {
 		r, size := utf8.DecodeRune(dst[i:end])
@@ -96,9 +120,13 @@ func escapeJSON(dst []byte, start int) []byte {
 	return dst[:start+n]
 }
 
-func plainJSON(b byte) bool {
-	return ' ' <= b && b < 0x7f && b != '"' && b != '\\'
-}
+// plainJSON has the bytes that need no escape.
+var plainJSON = func() (plain [256]bool) {
+	for b := byte(' '); b < 0x7f; b++ {
+		plain[b] = b != '"' && b != '\\'
+	}
+	return plain
+}()
 
 func appendJSONRune(dst []byte, r rune) []byte {
 	switch {

@@ -2,7 +2,6 @@ package flows
 
 import (
 	"encoding/binary"
-	"strconv"
 	"time"
 )
 
@@ -98,8 +97,8 @@ func (e *Event) summaryID() uint64 {
 
 var summaryFields = []Field{
 	{Path: "flatd.summary.interval", Type: TypeLong, Presence: PresenceSummary,
-		Doc:   "Nanoseconds that a summary is about. It ends at `@timestamp`, and counts what flatd read in it.",
-		value: summary(func(s *Summary) uint64 { return uint64(s.Interval) })},
+		Doc:    "Nanoseconds that a summary is about. It ends at `@timestamp`, and counts what flatd read in it.",
+		number: summary(func(s *Summary) uint64 { return uint64(s.Interval) })},
 	{Path: "flatd.summary.kind", Type: TypeKeyword, Presence: PresenceKnown, Values: []string{"tcp", "dns", "udp", "icmp"},
 		Doc:   "Kind of the exchanges.",
 		value: summaryText(func(e *Event) string { return e.Summary.Kind.String() })},
@@ -107,78 +106,78 @@ var summaryFields = []Field{
 		Doc:   "Whether this host asked or was asked.",
 		value: summaryText(func(e *Event) string { return e.Side.String() })},
 	{Path: "flatd.summary.count", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Exchanges that were reported, also those that an output then withheld.",
-		value: summaryCount(func(s *Summary) uint64 { return s.Count })},
+		Doc:    "Exchanges that were reported, also those that an output then withheld.",
+		number: summaryCount(func(s *Summary) uint64 { return s.Count })},
 	{Path: "flatd.summary.failed", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Those of them with the outcome `failure`. How they failed follows; what did not happen is absent.",
-		value: summaryCount(func(s *Summary) uint64 { return s.Failed })},
+		Doc:    "Those of them with the outcome `failure`. How they failed follows; what did not happen is absent.",
+		number: summaryCount(func(s *Summary) uint64 { return s.Failed })},
 	{Path: "flatd.summary.refused", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Failures with the result `refused`, by a reset or by a DNS server.",
-		value: summary(func(s *Summary) uint64 { return s.Refused })},
+		Doc:    "Failures with the result `refused`, by a reset or by a DNS server.",
+		number: summary(func(s *Summary) uint64 { return s.Refused })},
 	{Path: "flatd.summary.unreachable", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Failures with the result `unreachable`.",
-		value: summary(func(s *Summary) uint64 { return s.Unreachable })},
+		Doc:    "Failures with the result `unreachable`.",
+		number: summary(func(s *Summary) uint64 { return s.Unreachable })},
 	{Path: "flatd.summary.timeouts", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Failures with the result `timeout`.",
-		value: summary(func(s *Summary) uint64 { return s.Timeouts })},
+		Doc:    "Failures with the result `timeout`.",
+		number: summary(func(s *Summary) uint64 { return s.Timeouts })},
 	{Path: "flatd.summary.nxdomain", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Failures with the result `nxdomain`.",
-		value: summary(func(s *Summary) uint64 { return s.NXDomain })},
+		Doc:    "Failures with the result `nxdomain`.",
+		number: summary(func(s *Summary) uint64 { return s.NXDomain })},
 	{Path: "flatd.summary.servfail", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Failures with the result `servfail`.",
-		value: summary(func(s *Summary) uint64 { return s.ServFail })},
+		Doc:    "Failures with the result `servfail`.",
+		number: summary(func(s *Summary) uint64 { return s.ServFail })},
 	{Path: "flatd.summary.other_failures", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Failures with any other result.",
-		value: summary(func(s *Summary) uint64 { return s.OtherFailures })},
+		Doc:    "Failures with any other result.",
+		number: summary(func(s *Summary) uint64 { return s.OtherFailures })},
 	{Path: "flatd.summary.slow", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Exchanges that took at least the configured `slow`.",
-		value: summary(func(s *Summary) uint64 { return s.Slow })},
+		Doc:    "Exchanges that took at least the configured `slow`.",
+		number: summary(func(s *Summary) uint64 { return s.Slow })},
 	{Path: "flatd.summary.retransmits", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Further request packets of all the exchanges.",
-		value: summaryCount(func(s *Summary) uint64 { return s.Retransmits })},
+		Doc:    "Further request packets of all the exchanges.",
+		number: summaryCount(func(s *Summary) uint64 { return s.Retransmits })},
 	{Path: "flatd.summary.p50", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Nanoseconds within which half of those that got an answer got it, refusals too.",
-		value: summary(func(s *Summary) uint64 { return uint64(s.P50) })},
+		Doc:    "Nanoseconds within which half of those that got an answer got it, refusals too.",
+		number: summary(func(s *Summary) uint64 { return uint64(s.P50) })},
 	{Path: "flatd.summary.p90", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Nanoseconds within which 90 % got it.",
-		value: summary(func(s *Summary) uint64 { return uint64(s.P90) })},
+		Doc:    "Nanoseconds within which 90 % got it.",
+		number: summary(func(s *Summary) uint64 { return uint64(s.P90) })},
 	{Path: "flatd.summary.p99", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Nanoseconds within which 99 % got it.",
-		value: summary(func(s *Summary) uint64 { return uint64(s.P99) })},
+		Doc:    "Nanoseconds within which 99 % got it.",
+		number: summary(func(s *Summary) uint64 { return uint64(s.P99) })},
 	{Path: "flatd.summary.max", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Nanoseconds that the slowest answer took.",
-		value: summary(func(s *Summary) uint64 { return uint64(s.Max) })},
+		Doc:    "Nanoseconds that the slowest answer took.",
+		number: summary(func(s *Summary) uint64 { return uint64(s.Max) })},
 	{Path: "flatd.summary.withheld", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Events that outputs left out on purpose, as the journal does beyond its budgets.",
-		value: summary(func(s *Summary) uint64 { return s.Withheld })},
+		Doc:    "Events that outputs left out on purpose, as the journal does beyond its budgets.",
+		number: summary(func(s *Summary) uint64 { return s.Withheld })},
 	{Path: "flatd.summary.dropped", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Events that outputs lost: the queue was full, or they were refused.",
-		value: summary(func(s *Summary) uint64 { return s.Dropped })},
+		Doc:    "Events that outputs lost: the queue was full, or they were refused.",
+		number: summary(func(s *Summary) uint64 { return s.Dropped })},
 	{Path: "flatd.summary.result_out", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Exchanges that `results` left out.",
-		value: summary(func(s *Summary) uint64 { return s.ResultOut })},
+		Doc:    "Exchanges that `results` left out.",
+		number: summary(func(s *Summary) uint64 { return s.ResultOut })},
 	{Path: "flatd.summary.too_fast", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Exchanges that `min_duration` left out.",
-		value: summary(func(s *Summary) uint64 { return s.TooFast })},
+		Doc:    "Exchanges that `min_duration` left out.",
+		number: summary(func(s *Summary) uint64 { return s.TooFast })},
 	{Path: "flatd.summary.sampled_out", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Exchanges that `sample` left out.",
-		value: summary(func(s *Summary) uint64 { return s.SampledOut })},
+		Doc:    "Exchanges that `sample` left out.",
+		number: summary(func(s *Summary) uint64 { return s.SampledOut })},
 	{Path: "flatd.summary.ring_full", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Exchanges that are lost because the ring was full.",
-		value: summary(func(s *Summary) uint64 { return s.RingFull })},
+		Doc:    "Exchanges that are lost because the ring was full.",
+		number: summary(func(s *Summary) uint64 { return s.RingFull })},
 	{Path: "flatd.summary.half_open", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "TCP attempts from outside that came to nothing after this host's SYN/ACK, or without one: scans, forged SYNs, clients that went away.",
-		value: summary(func(s *Summary) uint64 { return s.HalfOpen })},
+		Doc:    "TCP attempts from outside that came to nothing after this host's SYN/ACK, or without one: scans, forged SYNs, clients that went away.",
+		number: summary(func(s *Summary) uint64 { return s.HalfOpen })},
 	{Path: "flatd.summary.others", Type: TypeLong, Presence: PresenceKnown,
-		Doc:   "Exchanges with destinations that came when the table of destinations was full. Their kind's summary has them.",
-		value: summary(func(s *Summary) uint64 { return s.Others })},
+		Doc:    "Exchanges with destinations that came when the table of destinations was full. Their kind's summary has them.",
+		number: summary(func(s *Summary) uint64 { return s.Others })},
 }
 
 // counts reports whether s is a summary that counts exchanges.
 func (s *Summary) counts() bool { return s != nil && s.Scope != ScopeBooks }
 
 // summary is a number of a summary whose zero goes without saying.
-func summary(of func(*Summary) uint64) valueFunc {
+func summary(of func(*Summary) uint64) numberFunc {
 	return positive(func(e *Event) uint64 {
 		if e.Summary == nil {
 			return 0
@@ -198,11 +197,11 @@ func summaryText(of func(*Event) string) valueFunc {
 }
 
 // summaryCount is a number of every summary that counts exchanges.
-func summaryCount(of func(*Summary) uint64) valueFunc {
-	return func(dst []byte, _ *Host, e *Event) []byte {
+func summaryCount(of func(*Summary) uint64) numberFunc {
+	return func(e *Event) (uint64, bool) {
 		if !e.Summary.counts() {
-			return dst
+			return 0, false
 		}
-		return strconv.AppendUint(dst, of(e.Summary), 10)
+		return of(e.Summary), true
 	}
 }
