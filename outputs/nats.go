@@ -87,14 +87,14 @@ type NATS struct {
 	refusals  map[string]*refusal // by subject
 	pace      int                 // events published at once
 	text      []byte
-	payload   []byte
+	message   *message // for core mode
 	out       []outgoing
 }
 
 // NewNATS checks the options, reads the files they name once, and begins to
 // connect. It never waits for a server.
 func NewNATS(o NATSOptions) (*NATS, error) {
-	n := &NATS{options: o, mode: o.Mode, ready: make(chan struct{}, 1), closing: make(chan struct{}), routes: make(map[string]route), refusals: make(map[string]*refusal), pace: natsPaceMax}
+	n := &NATS{options: o, mode: o.Mode, ready: make(chan struct{}, 1), closing: make(chan struct{}), routes: make(map[string]route), refusals: make(map[string]*refusal), pace: natsPaceMax, message: newMessage()}
 	if err := n.configure(); err != nil {
 		return nil, fmt.Errorf("nats: %w", err)
 	}
