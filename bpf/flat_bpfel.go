@@ -125,13 +125,13 @@ type kernelFlatOptions struct {
 	SkipResults     uint32
 	Generation      uint32
 	PortRangesCount uint32
+	DnsPorts        [8]uint16
 	PortRanges      [16]struct {
 		_     structs.HostLayout
 		First uint16
 		Last  uint16
 	}
-	DnsPorts [8]uint16
-	_        [4]byte
+	_ [4]byte
 }
 
 type kernelFlatOverdue struct {

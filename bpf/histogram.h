@@ -7,6 +7,7 @@
 #pragma once
 
 #include <linux/types.h>
+#include <bpf/bpf_helpers.h>
 
 /*
  * Bucket 0 holds durations under 2^10 ns (about 1 us), the last one those of
@@ -30,38 +31,31 @@ struct flat_histogram {
 	__u64 buckets[HISTOGRAM_BUCKETS];
 };
 
-static __always_inline __u32 log2_floor(__u64 value)
+/* is_any is 1 unless the value, which is less than 2^63, is 0. */
+static __always_inline __u64 is_any(__u64 value)
 {
-	__u32 log = 0;
-
-	if (value >> 32) {
-		log += 32;
-		value >>= 32;
-	}
-	if (value >> 16) {
-		log += 16;
-		value >>= 16;
-	}
-	if (value >> 8) {
-		log += 8;
-		value >>= 8;
-	}
-	if (value >> 4) {
-		log += 4;
-		value >>= 4;
-	}
-	if (value >> 2) {
-		log += 2;
-		value >>= 2;
-	}
-	return log + (value >> 1);
+	value = -value;
+	barrier_var(value); /* or clang makes it a comparison, and a branch of that */
+	return value >> 63;
 }
 
-/*
- * A global function: the verifier looks at it once, by itself, and afterwards
- * not at each bucket anew.
- */
-__noinline __u32 histogram_bucket(__u64 ns)
+/* log2_floor has no branches, for the verifier would follow each both ways. */
+static __always_inline __u32 log2_floor(__u64 value)
+{
+	__u64 log = 0;
+
+#pragma unroll
+	for (int half = 32; half >= 1; half /= 2) {
+		__u64 step = is_any(value >> half) * half;
+
+		log += step;
+		value >>= step;
+	}
+	return log;
+}
+
+/* histogram_bucket returns less than HISTOGRAM_BUCKETS. */
+static __always_inline __u32 histogram_bucket(__u64 ns)
 {
 	__u32 exponent = log2_floor(ns);
 

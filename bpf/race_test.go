@@ -42,11 +42,50 @@ func TestDatagramBesideTheAnswer(t *testing.T) {
 		}
 	}
 	k.balanced()
-	c, err := k.Counters()
-	if err != nil {
-		t.Fatal(err)
+}
+
+// An answer that is seen at the moment in which the sweep claims its request
+// belongs to one of the two.
+func TestOneAloneOwnsAnExchange(t *testing.T) {
+	testbed.Root(t)
+	if runtime.NumCPU() < 2 {
+		t.Skip("one CPU does one thing at a time")
 	}
-	t.Logf("in %d of %d flows the datagram came in between", c[Replaced], flows)
+	for _, class := range exchangeClasses {
+		t.Run(class.name, func(t *testing.T) {
+			const exchanges = 5000
+			k := openKernel(t)
+			reported, claimed := 0, 0
+			for i := range exchanges {
+				f := flow4
+				f.from = netip.AddrPortFrom(f.from.Addr(), uint16(20000+i))
+				k.out(class.request(t, f))
+				c := k.openRequest()
+				var granted bool
+				together(
+					func() { k.in(class.answer(t, f)) },
+					func() {
+						var err error
+						if granted, err = k.granted(c); err != nil {
+							t.Error(err)
+						}
+					},
+				)
+				got := len(k.records())
+				if granted {
+					claimed++
+					k.ledger.intend(*c)
+					k.ledger.enter()
+				}
+				if reported += got; (got == 1) == granted {
+					t.Fatalf("exchange %d: %d records, claim granted: %v", i, got, granted)
+				}
+				k.clear()
+			}
+			k.balanced()
+			t.Logf("%d reported, %d claimed", reported, claimed)
+		})
+	}
 }
 
 // together has two functions begin at one moment, each on a thread of its own.

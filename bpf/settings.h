@@ -39,8 +39,8 @@ struct flat_options {
 	__u32 skip_results;	 /* bit 1 << enum flat_result, for a DNS answer 1 << (16 + rcode) */
 	__u32 generation;	 /* the flat_nets entries in force */
 	__u32 port_ranges_count; /* 0: every port */
-	struct flat_port_range port_ranges[PORT_RANGES_MAX]; /* of the responder */
 	__be16 dns_ports[DNS_PORTS_MAX];		     /* first one 0: port 53; ends at a 0 */
+	struct flat_port_range port_ranges[PORT_RANGES_MAX]; /* of the responder */
 };
 
 /* An end of an exchange, as this host sees it (struct flat_key). */
