@@ -53,7 +53,7 @@ func TestOneAloneOwnsAnExchange(t *testing.T) {
 	}
 	for _, class := range exchangeClasses {
 		t.Run(class.name, func(t *testing.T) {
-			const exchanges = 5000
+			const exchanges = 2000
 			k := openKernel(t)
 			reported, claimed := 0, 0
 			for i := range exchanges {
