@@ -147,7 +147,7 @@ func (s *State) adopt(spec *ebpf.CollectionSpec, pinned map[string]*ebpf.Program
 	if err := s.openMaps(spec); err != nil {
 		return false
 	}
-	if !usePinned(pinned, s.dir, &s.maps) {
+	if !usePinned(spec, pinned, s.dir) {
 		s.maps.Close()
 		s.maps = kernelMaps{}
 		return false
@@ -174,45 +174,53 @@ func isLoaded(spec *ebpf.ProgramSpec, p *ebpf.Program) bool {
 
 // usePinned tells programs that work on the pinned maps from those whose maps
 // were unpinned, and made anew, by a start that was cut short.
-func usePinned(programs map[string]*ebpf.Program, dir string, maps *kernelMaps) bool {
-	variables, err := ebpf.LoadPinnedMap(filepath.Join(dir, variablesPin), nil)
-	if err != nil {
-		return false
-	}
-	defer variables.Close()
-	open := []*ebpf.Map{maps.FlatOurs, maps.FlatTheirs}
-	all := append([]*ebpf.Map{
-		maps.FlatCounters, maps.FlatEvents, maps.FlatHistograms, maps.FlatNets,
-		maps.FlatQuestions, maps.FlatSequence, maps.FlatSettings, maps.FlatUntracked, variables,
-	}, open...)
-	for name, p := range programs {
-		needed := all
-		if name == kernelProgFlatClaim {
-			needed = open
+func usePinned(spec *ebpf.CollectionSpec, programs map[string]*ebpf.Program, dir string) bool {
+	pinned := make(map[string]ebpf.MapID)
+	for name, m := range spec.Maps {
+		if m.Pinning != ebpf.PinByName {
+			continue
 		}
-		if !uses(p, needed) {
+		id, err := pinnedID(filepath.Join(dir, m.Name))
+		if err != nil {
+			return false
+		}
+		pinned[name] = id
+	}
+	for name, p := range programs {
+		if !uses(p, spec.Programs[name], pinned) {
 			return false
 		}
 	}
 	return true
 }
 
-func uses(p *ebpf.Program, maps []*ebpf.Map) bool {
+// uses reports whether those of the pinned maps that spec refers to are p's.
+func uses(p *ebpf.Program, spec *ebpf.ProgramSpec, pinned map[string]ebpf.MapID) bool {
 	info, err := p.Info()
 	if err != nil {
 		return false
 	}
 	used, _ := info.MapIDs()
-	for _, m := range maps {
-		info, err := m.Info()
-		if err != nil {
-			return false
-		}
-		if id, ok := info.ID(); !ok || !slices.Contains(used, id) {
+	for _, ins := range spec.Instructions {
+		if id, ok := pinned[ins.Reference()]; ok && ins.IsLoadFromMap() && !slices.Contains(used, id) {
 			return false
 		}
 	}
 	return true
+}
+
+func pinnedID(path string) (ebpf.MapID, error) {
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	if err != nil {
+		return 0, err
+	}
+	defer m.Close()
+	info, err := m.Info()
+	if err != nil {
+		return 0, err
+	}
+	id, _ := info.ID() // 0 is none's
+	return id, nil
 }
 
 // replace loads this binary's programs against the maps that are there, and
