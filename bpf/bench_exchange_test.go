@@ -37,10 +37,11 @@ func minimalMatcher(b *testing.B) *matcher {
 	return &matcher{collection.Programs["minimal_ingress"], collection.Programs["minimal_egress"], ring, func() {}}
 }
 
-// flatMatcher is flatd's, with a state of its own.
+// flatMatcher is flatd's, with a state of its own that has been swept, as a daemon does.
 func flatMatcher(b *testing.B) *matcher {
 	b.Helper()
 	k := openKernel(b)
+	k.sweep(0, time.Hour)
 	return &matcher{k.programs.FlatIngress, k.programs.FlatEgress, k.reader, k.forgetFinished}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -46,6 +47,7 @@ tc filter add dev eth0 ingress bpf direct-action obj "$1" sec tc/ingress
 tc filter add dev eth0 egress bpf direct-action obj "$1" sec tc/egress
 ping -c 1 -W 5 "$2" >&2
 ping -c 1 -W 5 "$3" >&2
+` + echoed + `
 bpftool -j map dump pinned /sys/fs/bpf/tc/globals/flat_counters
 `
 	byBpftool = `
@@ -56,8 +58,12 @@ tc filter add dev eth0 ingress bpf direct-action pinned /sys/fs/bpf/flat/flat_in
 tc filter add dev eth0 egress bpf direct-action pinned /sys/fs/bpf/flat/flat_egress
 ping -c 1 -W 5 "$2" >&2
 ping -c 1 -W 5 "$3" >&2
+` + echoed + `
 bpftool -j map dump pinned /sys/fs/bpf/flat_counters
 `
+
+	// A datagram, and its echo.
+	echoed = `bash -ec 'exec 3<>"/dev/udp/$1/9999"; echo >&3; timeout 5 head -c 1 <&3 >&2' bash "$2"`
 )
 
 // byHand runs a script at one end of a veth and returns the counters it dumps.
@@ -67,6 +73,7 @@ func byHand(t *testing.T, script, object string) (sums Counters) {
 		testbed.Tool(t, tool)
 	}
 	client, peer := testbed.Pair(t)
+	peer.Do(func() { echo(t, net.JoinHostPort(peer.V4, "9999")) })
 	var log strings.Builder
 	command := client.Command("sh", "-ec", script, "sh", object, peer.V4, peer.V6)
 	command.Stderr = &log
@@ -91,6 +98,22 @@ func byHand(t *testing.T, script, object string) (sums Counters) {
 	return sums
 }
 
+// echo sends the first datagram back.
+func echo(t *testing.T, address string) {
+	socket, err := net.ListenPacket("udp", address)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	t.Cleanup(func() { socket.Close() })
+	go func() {
+		b := make([]byte, 100)
+		if n, from, err := socket.ReadFrom(b); err == nil {
+			_, _ = socket.WriteTo(b[:n], from)
+		}
+	}()
+}
+
 func TestLoadsByHand(t *testing.T) {
 	testbed.Root(t)
 	plain, traced := compile(t, "flat.c"), compile(t, "flat.c", "-DFLAT_TRACE")
@@ -101,8 +124,8 @@ func TestLoadsByHand(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			sums := byHand(t, c.script, c.object)
-			if sums[Requests] != 2 || sums[Finished] != 2 {
-				t.Errorf("requests %d, finished %d, want 2 and 2", sums[Requests], sums[Finished])
+			if sums[Requests] != 3 || sums[Finished] != 3 {
+				t.Errorf("requests %d, finished %d, want 3 and 3", sums[Requests], sums[Finished])
 			}
 		})
 	}

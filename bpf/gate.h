@@ -18,7 +18,7 @@ enum flat_gate {
 
 struct {
 	__u32 opened; /* when something was last put there, in units of 2^30 ns from 1; 0: never */
-	__u32 shut;   /* by user space: `opened`, as it was when nothing was left */
+	__u32 shut;   /* by user space: `opened`, as it was when nothing was left; 0: never */
 } flat_gates[GATES];
 
 /* gate_unit is when now is. */
@@ -30,6 +30,15 @@ static __always_inline __u32 gate_unit(__u64 now)
 static __always_inline bool is_shut(enum flat_gate gate)
 {
 	return flat_gates[gate].opened == flat_gates[gate].shut;
+}
+
+/*
+ * is_shut_for_all is for what is in maps. Programs that were loaded by hand, one by
+ * one, share these but no gate, until there is a daemon.
+ */
+static __always_inline bool is_shut_for_all(enum flat_gate gate)
+{
+	return flat_gates[gate].shut && is_shut(gate);
 }
 
 static __always_inline void open_gate(enum flat_gate gate, __u64 now)

@@ -59,13 +59,16 @@ func gateOfFlows(side uint8) int {
 func gateUnit() uint32 { return uint32(BootTime()>>30) + 1 }
 
 // quiet is when each gate was opened last, or 0 of one that may just be passed.
+// That of one never opened is the first unit there is.
 func (g *gates) quiet() (since [gatesCount]uint32) {
 	if g == nil {
 		return since
 	}
 	for i := range g.all {
-		if opened := atomic.LoadUint32(&g.all[i].opened); opened+gateMargin <= gateUnit() {
-			since[i] = opened
+		opened := &g.all[i].opened
+		atomic.CompareAndSwapUint32(opened, 0, 1)
+		if last := atomic.LoadUint32(opened); last+gateMargin <= gateUnit() {
+			since[i] = last
 		}
 	}
 	return since

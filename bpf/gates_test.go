@@ -40,11 +40,15 @@ func TestAGateIsShutWhileNothingIsBehindIt(t *testing.T) {
 			k := openKernel(t)
 			isOpen := func() bool {
 				g := &k.gates.all[test.gate]
-				return atomic.LoadUint32(&g.opened) != atomic.LoadUint32(&g.shut)
+				shut := atomic.LoadUint32(&g.shut)
+				return atomic.LoadUint32(&g.opened) != shut || test.gate != gateHandshakes && shut == 0
 			}
 			sweep := func(later time.Duration) { k.sweep(later, time.Hour) }
 
-			if isOpen() {
+			if isOpen() == (test.gate == gateHandshakes) {
+				t.Error("not as it is to be before the first sweep")
+			}
+			if sweep(0); isOpen() {
 				t.Error("open before there was anything")
 			}
 			test.put(k)
@@ -72,7 +76,7 @@ func TestAGateIsShutWhileNothingIsBehindIt(t *testing.T) {
 				t.Errorf("%d records of two exchanges: %+v", len(got), got)
 			}
 			for i := range k.gates.all {
-				if i != test.gate && atomic.LoadUint32(&k.gates.all[i].opened) != 0 {
+				if i != test.gate && atomic.LoadUint32(&k.gates.all[i].opened) != 1 {
 					t.Errorf("gate %d was opened too", i)
 				}
 			}

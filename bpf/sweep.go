@@ -71,6 +71,8 @@ func (s *State) Sweep(now uint64, limit time.Duration, timedOut func(side uint8,
 			}
 			quiet := since(now, p.LastNs)
 			switch {
+			case isOpen(p) && p.Seal == 0 && quiet > max(idle, limit):
+				return forget(table, key, p) // its owner has reported it, and was kept from that
 			case isOpen(p) && since(now, p.FirstNs) <= limit:
 				*open++
 			case isOpen(p):

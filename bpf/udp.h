@@ -130,7 +130,7 @@ static __always_inline void observe_flow(struct half *h, const struct udp_header
 
 	set_exchange(h, KIND_UDP, udp->source, udp->destination, 0);
 
-	found = is_shut(gate_of(answering)) ? 0 : found_answering(h);
+	found = is_shut_for_all(gate_of(answering)) ? 0 : found_answering(h);
 	if (found && found->state == STATE_OPEN) {
 		struct answer a = new_answer(h, RESULT_ANSWERED, true);
 
