@@ -89,7 +89,7 @@ var scenes = [16]scene{
 	7:  func(z *fuzzed) { z.set(Settings{MatchHost: true}) },
 	8:  func(z *fuzzed) { z.set(Settings{UDPIdle: time.Nanosecond}) },
 	9:  func(z *fuzzed) { z.set(Settings{MinDuration: time.Hour}) },
-	10: func(z *fuzzed) { z.set(Settings{Sample: 2}) },
+	10: func(z *fuzzed) { z.set(Settings{Sample: 100}) },
 	11: func(z *fuzzed) { z.set(Settings{DNSPorts: []uint16{53, 443}}) },
 	12: func(z *fuzzed) { z.set(Settings{SkipKinds: []uint8{kindTCP}, SkipSides: []uint8{SideServer}}) },
 	13: func(z *fuzzed) { z.set(Settings{Ports: []PortRange{{443, 443}}}) },
