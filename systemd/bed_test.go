@@ -195,13 +195,17 @@ func (b *bed) await(t *testing.T, count int, matches ...string) []entry {
 		t.Fatal(err)
 	}
 	var entries []entry
+	shown := make(map[any]bool) // journalctl may show one again while it follows
 	decoder := json.NewDecoder(stdout)
 	for len(entries) < count {
 		var e entry
 		if err := decoder.Decode(&e); err != nil {
 			break
 		}
-		entries = append(entries, e)
+		if !shown[e["__CURSOR"]] {
+			shown[e["__CURSOR"]] = true
+			entries = append(entries, e)
+		}
 	}
 	cancel()
 	cmd.Wait()

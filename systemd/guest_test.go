@@ -171,6 +171,9 @@ func (s *service) lossy(t *testing.T) {
 	t.Logf("%d retransmits in %d connections", got, len(events))
 	if want := s.resentSYNs(t) - before; got != want {
 		t.Errorf("flatd tells of %d retransmits, the kernel of %d", got, want)
+		for _, e := range events {
+			t.Logf("event %v of port %v at %v: %v retransmits", e["EVENT_ID"], e["SOURCE_PORT"], e["_SOURCE_REALTIME_TIMESTAMP"], e["FLATD_RETRANSMITS"])
+		}
 	}
 }
 
