@@ -83,10 +83,8 @@ func openOlder(s *State, abi int) (*Older, error) {
 	o.maps.FlatOurs = o.take(kernelMapFlatOurs, ebpf.Hash, key, value)
 	o.maps.FlatTheirs = o.take(kernelMapFlatTheirs, ebpf.Hash, key, value)
 	o.maps.FlatQuestions = o.take(kernelMapFlatQuestions, ebpf.LRUHash, key, uint32(unsafe.Sizeof(kernelFlatQuestion{})))
+	o.programs.FlatClaim, _ = ebpf.LoadPinnedProgram(filepath.Join(o.dir, kernelProgFlatClaim), nil) // nil: see CanSweep
 	var err error
-	if o.programs.FlatClaim, err = ebpf.LoadPinnedProgram(filepath.Join(o.dir, kernelProgFlatClaim), nil); err != nil {
-		o.programs.FlatClaim = nil
-	}
 	if o.ledger, err = openLedger(o.dir); err != nil {
 		o.ledger = nil // of another layout too
 	}

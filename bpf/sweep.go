@@ -198,7 +198,8 @@ func enter(table *ebpf.Map, key *kernelFlatKey, p *kernelFlatPending) error {
 
 // resolveClaim finishes the claim that a killed daemon began, unless it never
 // came to it. That the entry says so because of an ICMP error, seen between two
-// system calls of that daemon, one of which was its last, is not told apart.
+// system calls of that daemon, one of which was its last, is not told apart; nor is
+// it known what became of a claim where another request has the key by now.
 func (s *State) resolveClaim() error {
 	c := s.ledger.inDoubt()
 	if c == nil {

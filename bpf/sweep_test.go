@@ -7,6 +7,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
 	"github.com/gopacket/gopacket/layers"
 )
 
@@ -52,6 +53,24 @@ func TestATimeoutIsReportedOnceForAnAttempt(t *testing.T) {
 	k.sweep(time.Hour, 10*time.Second)
 	if n := k.pending(); n != 0 {
 		t.Errorf("%d entries are never forgotten", n)
+	}
+}
+
+// What a program has reported, and then could not take out of the table, is told
+// no second time, and gone in the end.
+func TestAnOwnedEntryIsSweptAway(t *testing.T) {
+	k := openKernel(t)
+	k.out(flow4.syn(t, 1))
+	c := k.openRequest()
+	c.pending.Seal = 0
+	if err := k.maps.FlatOurs.Update(&c.key, &c.pending, ebpf.UpdateExist); err != nil {
+		t.Fatal(err)
+	}
+	if swept, _ := k.sweep(11*time.Second, 10*time.Second); swept != (Swept{}) {
+		t.Errorf("after the limit: %+v", swept)
+	}
+	if swept, _ := k.sweep(time.Hour, 10*time.Second); swept != (Swept{}) || k.pending() != 0 {
+		t.Errorf("in the end: %+v, %d entries", swept, k.pending())
 	}
 }
 

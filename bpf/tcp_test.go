@@ -248,3 +248,16 @@ func TestHalfOpenAttemptsAreCountedAlone(t *testing.T) {
 	}
 	k.counted(counts{"requests": 2, "half_open": 2})
 }
+
+// The kernel half knows the process that asks, and on the server's side that is
+// another host's.
+func TestNoProcessIsNamedForAHandshakeFromOutside(t *testing.T) {
+	k := openKernel(t)
+	k.in(flow4.syn(t, 100))
+	k.out(flow4.back().synAck(t, 101))
+	k.in(flow4.ack(t, 101))
+	got := k.records()
+	if len(got) != 1 || got[0].Side != SideServer || got[0].Pid != 0 || got[0].Comm != [2]uint64{} {
+		t.Errorf("%+v", got)
+	}
+}
