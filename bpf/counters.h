@@ -43,7 +43,8 @@ enum flat_counter {
 	COUNT_MULTICAST,  /* to or from a group */
 	COUNT_DNS_OTHER,  /* on a DNS port, but neither query nor answer */
 	COUNT_QUOTE,	  /* ICMP errors whose quotation is not of an exchange that is followed */
-	COUNT_AWAITING_FULL, /* SYN/ACKs whose completing ACK cannot be looked out for */
+	COUNT_FLOWS_FORGOTTEN, /* UDP flows that made room for another before they were idle */
+	COUNT_AWAITING_FULL,   /* SYN/ACKs whose completing ACK cannot be looked out for */
 
 	COUNTERS_MAX,
 };

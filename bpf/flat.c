@@ -5,8 +5,8 @@
  * flatd's kernel half. A packet comes in at one of the four programs at the
  * end of this file and goes through observe(): parse.h finds its transport
  * header and half.h its ends; tcp.h, udp.h or icmp.h tells request from answer,
- * pending.h matches the two, report.h writes the record (record.h) that user
- * space reads.
+ * pending.h matches the two (seat.h and flow.h are where it keeps what is open), report.h writes
+ * the record (record.h) that user space reads.
  *
  * The packet is never changed, delayed or dropped, and the verdict is always
  * "next": TC_ACT_UNSPEC for clsact, TCX_NEXT for tcx, both -1. TC_ACT_OK would

@@ -18,14 +18,15 @@ import (
 const (
 	kernel512MapFlatCounters    = "flat_counters"
 	kernel512MapFlatEvents      = "flat_events"
+	kernel512MapFlatFlows       = "flat_flows"
 	kernel512MapFlatHistograms  = "flat_histograms"
 	kernel512MapFlatNets        = "flat_nets"
 	kernel512MapFlatOurs        = "flat_ours"
 	kernel512MapFlatQuestions   = "flat_questions"
+	kernel512MapFlatSeats       = "flat_seats"
 	kernel512MapFlatSequence    = "flat_sequence"
 	kernel512MapFlatSettings    = "flat_settings"
 	kernel512MapFlatTheirs      = "flat_theirs"
-	kernel512MapFlatUntracked   = "flat_untracked"
 	kernel512ProgFlatClaim      = "flat_claim"
 	kernel512ProgFlatEgress     = "flat_egress"
 	kernel512ProgFlatEgressL3   = "flat_egress_l3"
@@ -33,7 +34,7 @@ const (
 	kernel512ProgFlatIngressL3  = "flat_ingress_l3"
 	kernel512VarFlatAwaiting    = "flat_awaiting"
 	kernel512VarFlatGates       = "flat_gates"
-	kernel512VarFlatUntrackedNs = "flat_untracked_ns"
+	kernel512VarFlatSuspendedNs = "flat_suspended_ns"
 	kernel512VarHaveComm        = "have_comm"
 	kernel512VarHavePid         = "have_pid"
 	kernel512VarOuterFirst      = "outer_first"
@@ -97,14 +98,15 @@ type kernel512ProgramSpecs struct {
 type kernel512MapSpecs struct {
 	FlatCounters   *ebpf.MapSpec `ebpf:"flat_counters"`
 	FlatEvents     *ebpf.MapSpec `ebpf:"flat_events"`
+	FlatFlows      *ebpf.MapSpec `ebpf:"flat_flows"`
 	FlatHistograms *ebpf.MapSpec `ebpf:"flat_histograms"`
 	FlatNets       *ebpf.MapSpec `ebpf:"flat_nets"`
 	FlatOurs       *ebpf.MapSpec `ebpf:"flat_ours"`
 	FlatQuestions  *ebpf.MapSpec `ebpf:"flat_questions"`
+	FlatSeats      *ebpf.MapSpec `ebpf:"flat_seats"`
 	FlatSequence   *ebpf.MapSpec `ebpf:"flat_sequence"`
 	FlatSettings   *ebpf.MapSpec `ebpf:"flat_settings"`
 	FlatTheirs     *ebpf.MapSpec `ebpf:"flat_theirs"`
-	FlatUntracked  *ebpf.MapSpec `ebpf:"flat_untracked"`
 }
 
 // kernel512VariableSpecs contains global variables before they are loaded into the kernel.
@@ -113,7 +115,7 @@ type kernel512MapSpecs struct {
 type kernel512VariableSpecs struct {
 	FlatAwaiting    *ebpf.VariableSpec `ebpf:"flat_awaiting"`
 	FlatGates       *ebpf.VariableSpec `ebpf:"flat_gates"`
-	FlatUntrackedNs *ebpf.VariableSpec `ebpf:"flat_untracked_ns"`
+	FlatSuspendedNs *ebpf.VariableSpec `ebpf:"flat_suspended_ns"`
 	HaveComm        *ebpf.VariableSpec `ebpf:"have_comm"`
 	HavePid         *ebpf.VariableSpec `ebpf:"have_pid"`
 	OuterFirst      *ebpf.VariableSpec `ebpf:"outer_first"`
@@ -144,28 +146,30 @@ func (o *kernel512Objects) Close() error {
 type kernel512Maps struct {
 	FlatCounters   *ebpf.Map `ebpf:"flat_counters"`
 	FlatEvents     *ebpf.Map `ebpf:"flat_events"`
+	FlatFlows      *ebpf.Map `ebpf:"flat_flows"`
 	FlatHistograms *ebpf.Map `ebpf:"flat_histograms"`
 	FlatNets       *ebpf.Map `ebpf:"flat_nets"`
 	FlatOurs       *ebpf.Map `ebpf:"flat_ours"`
 	FlatQuestions  *ebpf.Map `ebpf:"flat_questions"`
+	FlatSeats      *ebpf.Map `ebpf:"flat_seats"`
 	FlatSequence   *ebpf.Map `ebpf:"flat_sequence"`
 	FlatSettings   *ebpf.Map `ebpf:"flat_settings"`
 	FlatTheirs     *ebpf.Map `ebpf:"flat_theirs"`
-	FlatUntracked  *ebpf.Map `ebpf:"flat_untracked"`
 }
 
 func (m *kernel512Maps) Close() error {
 	return _Kernel512Close(
 		m.FlatCounters,
 		m.FlatEvents,
+		m.FlatFlows,
 		m.FlatHistograms,
 		m.FlatNets,
 		m.FlatOurs,
 		m.FlatQuestions,
+		m.FlatSeats,
 		m.FlatSequence,
 		m.FlatSettings,
 		m.FlatTheirs,
-		m.FlatUntracked,
 	)
 }
 
@@ -175,7 +179,7 @@ func (m *kernel512Maps) Close() error {
 type kernel512Variables struct {
 	FlatAwaiting    *ebpf.Variable `ebpf:"flat_awaiting"`
 	FlatGates       *ebpf.Variable `ebpf:"flat_gates"`
-	FlatUntrackedNs *ebpf.Variable `ebpf:"flat_untracked_ns"`
+	FlatSuspendedNs *ebpf.Variable `ebpf:"flat_suspended_ns"`
 	HaveComm        *ebpf.Variable `ebpf:"have_comm"`
 	HavePid         *ebpf.Variable `ebpf:"have_pid"`
 	OuterFirst      *ebpf.Variable `ebpf:"outer_first"`

@@ -22,43 +22,50 @@ type kernelAwaited struct {
 type kernelFlatCounter uint32
 
 const (
-	kernelFlatCounterCOUNT_REQUESTS       kernelFlatCounter = 0
-	kernelFlatCounterCOUNT_FINISHED       kernelFlatCounter = 1
-	kernelFlatCounterCOUNT_TIMED_OUT      kernelFlatCounter = 2
-	kernelFlatCounterCOUNT_HALF_OPEN      kernelFlatCounter = 3
-	kernelFlatCounterCOUNT_REPLACED       kernelFlatCounter = 4
-	kernelFlatCounterCOUNT_PENDING_FULL   kernelFlatCounter = 5
-	kernelFlatCounterCOUNT_RESULT_OUT     kernelFlatCounter = 6
-	kernelFlatCounterCOUNT_TOO_FAST       kernelFlatCounter = 7
-	kernelFlatCounterCOUNT_SAMPLED_OUT    kernelFlatCounter = 8
-	kernelFlatCounterCOUNT_RING_FULL      kernelFlatCounter = 9
-	kernelFlatCounterCOUNT_HISTOGRAM_FULL kernelFlatCounter = 10
-	kernelFlatCounterCOUNT_REPEATS        kernelFlatCounter = 11
-	kernelFlatCounterCOUNT_LOSS_TOLD      kernelFlatCounter = 12
-	kernelFlatCounterCOUNT_ASLEEP         kernelFlatCounter = 13
-	kernelFlatCounterCOUNT_FILTERED       kernelFlatCounter = 14
-	kernelFlatCounterCOUNT_UNMATCHED      kernelFlatCounter = 15
-	kernelFlatCounterCOUNT_WRONG_ACK      kernelFlatCounter = 16
-	kernelFlatCounterCOUNT_LATE           kernelFlatCounter = 17
-	kernelFlatCounterCOUNT_FLOW           kernelFlatCounter = 18
-	kernelFlatCounterCOUNT_NOT_IP         kernelFlatCounter = 19
-	kernelFlatCounterCOUNT_PROTOCOL       kernelFlatCounter = 20
-	kernelFlatCounterCOUNT_ICMP_OTHER     kernelFlatCounter = 21
-	kernelFlatCounterCOUNT_FRAGMENT       kernelFlatCounter = 22
-	kernelFlatCounterCOUNT_TRUNCATED      kernelFlatCounter = 23
-	kernelFlatCounterCOUNT_MALFORMED      kernelFlatCounter = 24
-	kernelFlatCounterCOUNT_EXTENSIONS     kernelFlatCounter = 25
-	kernelFlatCounterCOUNT_MULTICAST      kernelFlatCounter = 26
-	kernelFlatCounterCOUNT_DNS_OTHER      kernelFlatCounter = 27
-	kernelFlatCounterCOUNT_QUOTE          kernelFlatCounter = 28
-	kernelFlatCounterCOUNT_AWAITING_FULL  kernelFlatCounter = 29
-	kernelFlatCounterCOUNTERS_MAX         kernelFlatCounter = 30
+	kernelFlatCounterCOUNT_REQUESTS        kernelFlatCounter = 0
+	kernelFlatCounterCOUNT_FINISHED        kernelFlatCounter = 1
+	kernelFlatCounterCOUNT_TIMED_OUT       kernelFlatCounter = 2
+	kernelFlatCounterCOUNT_HALF_OPEN       kernelFlatCounter = 3
+	kernelFlatCounterCOUNT_REPLACED        kernelFlatCounter = 4
+	kernelFlatCounterCOUNT_PENDING_FULL    kernelFlatCounter = 5
+	kernelFlatCounterCOUNT_RESULT_OUT      kernelFlatCounter = 6
+	kernelFlatCounterCOUNT_TOO_FAST        kernelFlatCounter = 7
+	kernelFlatCounterCOUNT_SAMPLED_OUT     kernelFlatCounter = 8
+	kernelFlatCounterCOUNT_RING_FULL       kernelFlatCounter = 9
+	kernelFlatCounterCOUNT_HISTOGRAM_FULL  kernelFlatCounter = 10
+	kernelFlatCounterCOUNT_REPEATS         kernelFlatCounter = 11
+	kernelFlatCounterCOUNT_LOSS_TOLD       kernelFlatCounter = 12
+	kernelFlatCounterCOUNT_ASLEEP          kernelFlatCounter = 13
+	kernelFlatCounterCOUNT_FILTERED        kernelFlatCounter = 14
+	kernelFlatCounterCOUNT_UNMATCHED       kernelFlatCounter = 15
+	kernelFlatCounterCOUNT_WRONG_ACK       kernelFlatCounter = 16
+	kernelFlatCounterCOUNT_LATE            kernelFlatCounter = 17
+	kernelFlatCounterCOUNT_FLOW            kernelFlatCounter = 18
+	kernelFlatCounterCOUNT_NOT_IP          kernelFlatCounter = 19
+	kernelFlatCounterCOUNT_PROTOCOL        kernelFlatCounter = 20
+	kernelFlatCounterCOUNT_ICMP_OTHER      kernelFlatCounter = 21
+	kernelFlatCounterCOUNT_FRAGMENT        kernelFlatCounter = 22
+	kernelFlatCounterCOUNT_TRUNCATED       kernelFlatCounter = 23
+	kernelFlatCounterCOUNT_MALFORMED       kernelFlatCounter = 24
+	kernelFlatCounterCOUNT_EXTENSIONS      kernelFlatCounter = 25
+	kernelFlatCounterCOUNT_MULTICAST       kernelFlatCounter = 26
+	kernelFlatCounterCOUNT_DNS_OTHER       kernelFlatCounter = 27
+	kernelFlatCounterCOUNT_QUOTE           kernelFlatCounter = 28
+	kernelFlatCounterCOUNT_FLOWS_FORGOTTEN kernelFlatCounter = 29
+	kernelFlatCounterCOUNT_AWAITING_FULL   kernelFlatCounter = 30
+	kernelFlatCounterCOUNTERS_MAX          kernelFlatCounter = 31
 )
 
 type kernelFlatDnsRecord struct {
 	_        structs.HostLayout
 	Record   kernelFlatRecord
 	Question [264]uint8
+}
+
+type kernelFlatFlowSet struct {
+	_      structs.HostLayout
+	Ours   [4]uint64
+	Theirs [4]uint64
 }
 
 type kernelFlatHistogram struct {
@@ -210,20 +217,28 @@ type kernelFlatRecord struct {
 	Reserved        uint32
 }
 
+type kernelFlatSeat struct {
+	_       structs.HostLayout
+	Holder  uint64
+	Key     kernelFlatKey
+	Request [11]uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	kernelMapFlatCounters    = "flat_counters"
 	kernelMapFlatEvents      = "flat_events"
+	kernelMapFlatFlows       = "flat_flows"
 	kernelMapFlatHistograms  = "flat_histograms"
 	kernelMapFlatNets        = "flat_nets"
 	kernelMapFlatOurs        = "flat_ours"
 	kernelMapFlatQuestions   = "flat_questions"
+	kernelMapFlatSeats       = "flat_seats"
 	kernelMapFlatSequence    = "flat_sequence"
 	kernelMapFlatSettings    = "flat_settings"
 	kernelMapFlatTheirs      = "flat_theirs"
-	kernelMapFlatUntracked   = "flat_untracked"
 	kernelProgFlatClaim      = "flat_claim"
 	kernelProgFlatEgress     = "flat_egress"
 	kernelProgFlatEgressL3   = "flat_egress_l3"
@@ -231,7 +246,7 @@ const (
 	kernelProgFlatIngressL3  = "flat_ingress_l3"
 	kernelVarFlatAwaiting    = "flat_awaiting"
 	kernelVarFlatGates       = "flat_gates"
-	kernelVarFlatUntrackedNs = "flat_untracked_ns"
+	kernelVarFlatSuspendedNs = "flat_suspended_ns"
 	kernelVarHaveComm        = "have_comm"
 	kernelVarHavePid         = "have_pid"
 	kernelVarOuterFirst      = "outer_first"
@@ -295,14 +310,15 @@ type kernelProgramSpecs struct {
 type kernelMapSpecs struct {
 	FlatCounters   *ebpf.MapSpec `ebpf:"flat_counters"`
 	FlatEvents     *ebpf.MapSpec `ebpf:"flat_events"`
+	FlatFlows      *ebpf.MapSpec `ebpf:"flat_flows"`
 	FlatHistograms *ebpf.MapSpec `ebpf:"flat_histograms"`
 	FlatNets       *ebpf.MapSpec `ebpf:"flat_nets"`
 	FlatOurs       *ebpf.MapSpec `ebpf:"flat_ours"`
 	FlatQuestions  *ebpf.MapSpec `ebpf:"flat_questions"`
+	FlatSeats      *ebpf.MapSpec `ebpf:"flat_seats"`
 	FlatSequence   *ebpf.MapSpec `ebpf:"flat_sequence"`
 	FlatSettings   *ebpf.MapSpec `ebpf:"flat_settings"`
 	FlatTheirs     *ebpf.MapSpec `ebpf:"flat_theirs"`
-	FlatUntracked  *ebpf.MapSpec `ebpf:"flat_untracked"`
 }
 
 // kernelVariableSpecs contains global variables before they are loaded into the kernel.
@@ -311,7 +327,7 @@ type kernelMapSpecs struct {
 type kernelVariableSpecs struct {
 	FlatAwaiting    *ebpf.VariableSpec `ebpf:"flat_awaiting"`
 	FlatGates       *ebpf.VariableSpec `ebpf:"flat_gates"`
-	FlatUntrackedNs *ebpf.VariableSpec `ebpf:"flat_untracked_ns"`
+	FlatSuspendedNs *ebpf.VariableSpec `ebpf:"flat_suspended_ns"`
 	HaveComm        *ebpf.VariableSpec `ebpf:"have_comm"`
 	HavePid         *ebpf.VariableSpec `ebpf:"have_pid"`
 	OuterFirst      *ebpf.VariableSpec `ebpf:"outer_first"`
@@ -342,28 +358,30 @@ func (o *kernelObjects) Close() error {
 type kernelMaps struct {
 	FlatCounters   *ebpf.Map `ebpf:"flat_counters"`
 	FlatEvents     *ebpf.Map `ebpf:"flat_events"`
+	FlatFlows      *ebpf.Map `ebpf:"flat_flows"`
 	FlatHistograms *ebpf.Map `ebpf:"flat_histograms"`
 	FlatNets       *ebpf.Map `ebpf:"flat_nets"`
 	FlatOurs       *ebpf.Map `ebpf:"flat_ours"`
 	FlatQuestions  *ebpf.Map `ebpf:"flat_questions"`
+	FlatSeats      *ebpf.Map `ebpf:"flat_seats"`
 	FlatSequence   *ebpf.Map `ebpf:"flat_sequence"`
 	FlatSettings   *ebpf.Map `ebpf:"flat_settings"`
 	FlatTheirs     *ebpf.Map `ebpf:"flat_theirs"`
-	FlatUntracked  *ebpf.Map `ebpf:"flat_untracked"`
 }
 
 func (m *kernelMaps) Close() error {
 	return _KernelClose(
 		m.FlatCounters,
 		m.FlatEvents,
+		m.FlatFlows,
 		m.FlatHistograms,
 		m.FlatNets,
 		m.FlatOurs,
 		m.FlatQuestions,
+		m.FlatSeats,
 		m.FlatSequence,
 		m.FlatSettings,
 		m.FlatTheirs,
-		m.FlatUntracked,
 	)
 }
 
@@ -373,7 +391,7 @@ func (m *kernelMaps) Close() error {
 type kernelVariables struct {
 	FlatAwaiting    *ebpf.Variable `ebpf:"flat_awaiting"`
 	FlatGates       *ebpf.Variable `ebpf:"flat_gates"`
-	FlatUntrackedNs *ebpf.Variable `ebpf:"flat_untracked_ns"`
+	FlatSuspendedNs *ebpf.Variable `ebpf:"flat_suspended_ns"`
 	HaveComm        *ebpf.Variable `ebpf:"have_comm"`
 	HavePid         *ebpf.Variable `ebpf:"have_pid"`
 	OuterFirst      *ebpf.Variable `ebpf:"outer_first"`

@@ -94,6 +94,7 @@ var scenes = [16]scene{
 	12: func(z *fuzzed) { z.set(Settings{SkipKinds: []uint8{kindTCP}, SkipSides: []uint8{SideServer}}) },
 	13: func(z *fuzzed) { z.set(Settings{Ports: []PortRange{{443, 443}}}) },
 	14: func(z *fuzzed) { z.drain() },
+	15: func(z *fuzzed) { z.crowdFlows() },
 }
 
 func script(e exchange, bare bool) (s []byte) {
@@ -133,7 +134,6 @@ func openFuzzed(t testing.TB) *fuzzed {
 	spec.Maps[kernelMapFlatOurs].MaxEntries = 16
 	spec.Maps[kernelMapFlatTheirs].MaxEntries = 16
 	spec.Maps[kernelMapFlatQuestions].MaxEntries = 16
-	spec.Maps[kernelMapFlatUntracked].MaxEntries = 16
 	spec.Maps[kernelMapFlatEvents].MaxEntries = 4096
 	// Nothing needs the pins once all is open, and a worker of the fuzzer ends
 	// without a clean-up.
@@ -154,7 +154,9 @@ func openFuzzed(t testing.TB) *fuzzed {
 	if err := s.needL3(); err != nil {
 		t.Fatal(err)
 	}
-	return &fuzzed{kernel: kernelOf(t, s), plain: true}
+	k := kernelOf(t, s)
+	k.crowdSeats(8)
+	return &fuzzed{kernel: k, plain: true}
 }
 
 // play runs a script, from empty tables and with the default settings.
@@ -256,9 +258,20 @@ func (z *fuzzed) drain() {
 	}
 }
 
-// forget empties the tables. They are small.
+// forget empties the seats and the tables. They are few, and small.
 func (z *fuzzed) forget() {
 	z.t.Helper()
+	z.forgetFlows()
+	for i := range z.seats.all {
+		var key kernelFlatKey
+		var p kernelFlatPending
+		if z.seats.all[i].read(&key, &p) {
+			if isOpen(&p) {
+				z.cleared++
+			}
+			z.seats.all[i].Holder = 0
+		}
+	}
 	for _, table := range []*ebpf.Map{z.maps.FlatOurs, z.maps.FlatTheirs} {
 		var key kernelFlatKey
 		var p kernelFlatPending

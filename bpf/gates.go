@@ -2,8 +2,10 @@ package bpf
 
 import (
 	"fmt"
+	"math"
 	"path/filepath"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -13,15 +15,18 @@ import (
 // The gates, as in enum flat_gate of gate.h.
 const (
 	gateHandshakes = iota
-	gateOurFlows
-	gateTheirFlows
+	gateOurs
+	gateTheirs
+	gateOurSYNs
+	gateTheirSYNs
 	gatesCount
 )
 
 // gates are those of gate.h, in the programs' memory. Nil ones stay open.
 type gates struct {
-	memory []byte
-	all    *[gatesCount]gate
+	memory    []byte
+	all       *[gatesCount]gate
+	suspended *uint64 // flat_suspended_ns of pending.h
 }
 
 // gate is in units of 2^30 ns of CLOCK_BOOTTIME, from 1.
@@ -32,9 +37,9 @@ type gate struct{ opened, shut uint32 }
 const gateMargin = 2
 
 func openGates(dir string, spec *ebpf.CollectionSpec) (*gates, error) {
-	variable := spec.Variables[kernelVarFlatGates]
-	if variable == nil || uintptr(variable.Size()) != unsafe.Sizeof([gatesCount]gate{}) {
-		return nil, fmt.Errorf("the programs have no %s, of %d", kernelVarFlatGates, gatesCount)
+	all, suspended := spec.Variables[kernelVarFlatGates], spec.Variables[kernelVarFlatSuspendedNs]
+	if all == nil || uintptr(all.Size()) != unsafe.Sizeof([gatesCount]gate{}) || suspended == nil {
+		return nil, fmt.Errorf("the programs have no %s, of %d, or no %s", kernelVarFlatGates, gatesCount, kernelVarFlatSuspendedNs)
 	}
 	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, variablesPin), nil)
 	if err != nil {
@@ -45,15 +50,46 @@ func openGates(dir string, spec *ebpf.CollectionSpec) (*gates, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map the variables: %w", err)
 	}
-	return &gates{memory, (*[gatesCount]gate)(unsafe.Pointer(&memory[variable.Offset]))}, nil
+	g := &gates{memory, (*[gatesCount]gate)(unsafe.Pointer(&memory[all.Offset])), (*uint64)(unsafe.Pointer(&memory[suspended.Offset]))}
+	g.tellSuspended()
+	return g, nil
 }
 
-// gateOfFlows is that before the UDP flows of a side.
-func gateOfFlows(side uint8) int {
-	if side == SideClient {
-		return gateOurFlows
+// tellSuspended tells the programs for how long the host was suspended since it
+// was booted, as near as it can be found.
+func (g *gates) tellSuspended() {
+	if g == nil {
+		return
 	}
-	return gateTheirFlows
+	shortest := uint64(math.MaxUint64)
+	var suspended uint64
+	for range 3 { // a task switch may come between
+		before, boot, after := clock(unix.CLOCK_MONOTONIC), BootTime(), clock(unix.CLOCK_MONOTONIC)
+		if after-before < shortest {
+			shortest, suspended = after-before, max(boot, after)-after
+		}
+	}
+	// What is less is the time it took to ask.
+	if suspended < uint64(time.Millisecond) {
+		suspended = 0
+	}
+	atomic.StoreUint64(g.suspended, suspended)
+}
+
+// gateOf is that before the table of a side.
+func gateOf(side uint8) int {
+	if side == SideClient {
+		return gateOurs
+	}
+	return gateTheirs
+}
+
+// gateOfSYNs is that before the TCP requests of a side.
+func gateOfSYNs(side uint8) int {
+	if side == SideClient {
+		return gateOurSYNs
+	}
+	return gateTheirSYNs
 }
 
 func gateUnit() uint32 { return uint32(BootTime()>>30) + 1 }

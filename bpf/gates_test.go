@@ -10,76 +10,121 @@ import (
 // again as soon as there is.
 func TestAGateIsShutWhileNothingIsBehindIt(t *testing.T) {
 	b := flow4.back()
+	const several = 3
+	each := func(do func(flow)) {
+		for i := range uint16(several) {
+			do(flow4.sourcePort(20000 + i))
+		}
+	}
 	for _, test := range []struct {
 		name   string
 		gate   int
 		put    func(*kernel) // something behind the gate
 		finish func(*kernel) // what that is about
-		gone   time.Duration // when a sweep will find nothing of it
+		number uint64        // exchanges
 	}{
 		{
 			"handshake from outside", gateHandshakes,
 			func(k *kernel) { k.in(flow4.syn(t, 100)); k.out(b.synAck(t, 101)) },
 			func(k *kernel) { k.in(flow4.ack(t, 101)) },
-			0,
+			1,
 		},
 		{
-			"flow of this host", gateOurFlows,
-			func(k *kernel) { k.out(flow4.udp(t, 1)) },
-			func(k *kernel) { k.in(b.udp(t, 2)) },
-			time.Minute,
+			"requests of this host without a seat", gateOurs,
+			func(k *kernel) { each(func(f flow) { k.out(f.echo(t, f.from.Port(), 1, false)) }) },
+			func(k *kernel) { each(func(f flow) { k.in(f.back().echo(t, f.from.Port(), 1, true)) }) },
+			several,
 		},
 		{
-			"flow from outside", gateTheirFlows,
-			func(k *kernel) { k.in(flow4.udp(t, 1)) },
-			func(k *kernel) { k.out(b.udp(t, 2)) },
-			time.Minute,
+			"requests from outside without a seat", gateTheirs,
+			func(k *kernel) { each(func(f flow) { k.in(f.udp(t, 1)) }) },
+			func(k *kernel) { each(func(f flow) { k.out(f.back().udp(t, 2)) }); k.forgetFlows() },
+			several,
+		},
+		{
+			"SYN of this host", gateOurSYNs,
+			func(k *kernel) { k.out(flow4.syn(t, 100)) },
+			func(k *kernel) { k.in(b.rst(t, 101)) },
+			1,
+		},
+		{
+			"SYN from outside", gateTheirSYNs,
+			func(k *kernel) { k.in(flow4.syn(t, 100)) },
+			func(k *kernel) { k.out(b.rst(t, 101)) },
+			1,
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			k := openKernel(t)
+			if test.gate == gateOurs || test.gate == gateTheirs {
+				k.crowdSeats(0)
+			}
 			isOpen := func() bool {
 				g := &k.gates.all[test.gate]
 				shut := atomic.LoadUint32(&g.shut)
 				return atomic.LoadUint32(&g.opened) != shut || test.gate != gateHandshakes && shut == 0
 			}
-			sweep := func(later time.Duration) { k.sweep(later, time.Hour) }
+			sweep := func() { k.sweep(0, time.Hour) }
 
 			if isOpen() == (test.gate == gateHandshakes) {
 				t.Error("not as it is to be before the first sweep")
 			}
-			if sweep(0); isOpen() {
+			if sweep(); isOpen() {
 				t.Error("open before there was anything")
 			}
 			test.put(k)
 			// So long that the sweeps could tell that this has been there for a while.
 			for k.gates.quiet()[test.gate] == 0 {
-				sweep(0)
+				sweep()
 				time.Sleep(10 * time.Millisecond)
 			}
-			if sweep(0); !isOpen() {
+			if sweep(); !isOpen() {
 				t.Error("shut before something")
 			}
 			test.finish(k)
-			k.counted(counts{"requests": 1, "finished": 1})
-			sweep(test.gone)
-			if sweep(test.gone); isOpen() {
+			k.counted(counts{"requests": test.number, "finished": test.number})
+			if sweep(); isOpen() {
 				t.Error("open before nothing")
 			}
 			test.put(k)
-			if sweep(0); !isOpen() {
+			if sweep(); !isOpen() {
 				t.Error("not opened again")
 			}
 			test.finish(k)
-			k.counted(counts{"requests": 1, "finished": 1})
-			if got := k.records(); len(got) != 2 {
-				t.Errorf("%d records of two exchanges: %+v", len(got), got)
+			k.counted(counts{"requests": test.number, "finished": test.number})
+			if got := k.records(); len(got) != int(2*test.number) {
+				t.Errorf("%d records of %d exchanges: %+v", len(got), 2*test.number, got)
 			}
 			for i := range k.gates.all {
+				if test.gate == gateHandshakes && i == gateTheirSYNs {
+					continue // a SYN comes first
+				}
+				if !haveFetchAdd() && (i == gateOurs || i == gateTheirs) {
+					continue // nobody has a seat
+				}
 				if i != test.gate && atomic.LoadUint32(&k.gates.all[i].opened) != 1 {
 					t.Errorf("gate %d was opened too", i)
 				}
 			}
 		})
+	}
+}
+
+// A RST is counted alike whether it is looked for or not.
+func TestARSTThatAnswersNothingIsCounted(t *testing.T) {
+	k := openKernel(t)
+	b := flow4.back()
+	for _, gates := range []string{"open", "shut"} {
+		k.in(b.rst(t, 101))
+		k.out(b.rst(t, 101))
+		k.counted(counts{"unmatched": 2})
+		if k.sweep(0, time.Hour); atomic.LoadUint32(&k.gates.all[gateOurSYNs].shut) == 0 {
+			t.Fatalf("%s: not shut", gates)
+		}
+	}
+	k.out(flow4.syn(t, 100))
+	k.in(b.rst(t, 101))
+	if got := k.one().Result; got != refused {
+		t.Errorf("result %d of a refused SYN", got)
 	}
 }

@@ -29,9 +29,10 @@ struct half {
 	struct __sk_buff *skb;
 	const struct flat_options *settings;
 	struct flat_key key;
+	__u64 hash; /* of the key */
 	__u64 now;
-	__u64 transport; /* offset of the TCP, UDP or ICMP header */
 	__u64 direction; /* enum direction; of a narrower one the verifier forgets the value */
+	__u32 transport; /* offset of the TCP, UDP or ICMP header */
 	__u32 length;	 /* of transport header and payload, by the IP header */
 	__u16 vlan;
 	__u8 ttl; /* or hop limit */
@@ -40,9 +41,9 @@ struct half {
 
 	/* Of a request, for the table. */
 	__u8 flags;    /* enum flat_record_flags */
-	__u32 isn;     /* TCP, as are the others */
-	__u32 payload; /* bytes in the SYN */
-	__u32 tsval;   /* 0: none */
+	__u16 payload; /* bytes in the SYN; TCP, as are the others */
+	__u32 isn;
+	__u32 tsval; /* 0: none */
 };
 
 /*
@@ -52,6 +53,11 @@ struct half {
 static __always_inline __s64 elapsed(const struct half *h, __u64 then)
 {
 	return h->now - then;
+}
+
+static __always_inline __s64 udp_idle(const struct half *h)
+{
+	return h->settings->udp_idle_ns ? h->settings->udp_idle_ns : UDP_IDLE_DEFAULT_NS;
 }
 
 /* Requests this host made go out, those made to it come in; answers the other way. */
@@ -177,6 +183,39 @@ static __always_inline bool take(struct half *h, struct __sk_buff *skb, __u64 pl
 	return true;
 }
 
+/*
+ * change turns one word into another, unless somebody else was faster. Linux before
+ * 5.12 cannot tell: there, of two changes at one moment, one is lost.
+ */
+static __always_inline bool change(__u64 *word, __u64 from, __u64 to)
+{
+#ifdef FLAT_512
+	return __sync_val_compare_and_swap(word, from, to) == from;
+#else
+	(void)from;
+	*word = to;
+	return true;
+#endif
+}
+
+static __always_inline __u64 mixed(__u64 hash, __u64 more)
+{
+	hash = (hash ^ more) * 0x9e3779b97f4a7c15;
+	return hash ^ hash >> 32;
+}
+
+/* key_hash is one for a request and its answer. */
+static __always_inline __u64 key_hash(const struct flat_key *key)
+{
+	__u64 hash = mixed((__u64)key->ifindex << 32 | key->id, key->local.halves[0]);
+
+	hash = mixed(hash, key->local.halves[1]);
+	hash = mixed(hash, key->remote.halves[0]);
+	hash = mixed(hash, key->remote.halves[1]);
+	return mixed(hash,
+		     (__u64)key->kind << 32 | (__u32)key->local_port << 16 | key->remote_port);
+}
+
 /* set_exchange completes the key with what the transport header says. */
 static __always_inline void set_exchange(struct half *h, enum flat_kind kind, __be16 source,
 					 __be16 destination, __u32 id)
@@ -185,4 +224,5 @@ static __always_inline void set_exchange(struct half *h, enum flat_kind kind, __
 	h->key.local_port = h->direction == EGRESS ? source : destination;
 	h->key.remote_port = h->direction == EGRESS ? destination : source;
 	h->key.id = id;
+	h->hash = key_hash(&h->key);
 }

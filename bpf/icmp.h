@@ -133,7 +133,7 @@ static __always_inline void observe_error(struct half *h, const struct icmp_echo
 	known = set_quoted(h, h->transport + sizeof(*icmp), &sequence);
 	h->direction = h->direction == EGRESS ? INGRESS : EGRESS;
 
-	found = known ? bpf_map_lookup_elem(table_of(side), &h->key) : 0;
+	found = known ? find_request(side, &h->key, h->hash) : 0;
 	if (!found || found->state != STATE_OPEN ||
 	    (h->key.kind == KIND_TCP && found->isn != sequence)) {
 		count(COUNT_QUOTE);
@@ -178,7 +178,7 @@ __subprogram int observe_icmp(struct __sk_buff *skb, __u64 place, enum direction
 	set_exchange(h, KIND_ICMP, 0, 0, echo_id(echo));
 
 	if (request) {
-		remember(h, 0);
+		remember(h);
 		return 0;
 	}
 

@@ -101,6 +101,10 @@ func (x *interpreter) clear() {
 		}
 	}
 	clear(x.at(x.maps["flat_counters"].array, uint64(8*len(counterNames))))
+	for _, name := range []string{"flat_flows", "flat_seats"} {
+		m := x.maps[name]
+		clear(x.at(m.array, uint64(m.spec.MaxEntries*m.spec.ValueSize)))
+	}
 	x.ring = 0
 }
 

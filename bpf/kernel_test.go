@@ -146,15 +146,51 @@ func (k *kernel) run(p *ebpf.Program, frame []byte) {
 // clear forgets all pending exchanges.
 func (k *kernel) clear() {
 	k.t.Helper()
-	for _, table := range []*ebpf.Map{k.maps.FlatOurs, k.maps.FlatTheirs} {
-		err := eachPending(table, func(key *kernelFlatKey, p *kernelFlatPending) error {
-			if isOpen(p) {
-				k.cleared++
-			}
-			return table.Delete(key)
-		})
-		if err != nil {
-			k.t.Fatal(err)
+	err := k.eachRequest(func(at place, key *kernelFlatKey, p *kernelFlatPending) error {
+		if isOpen(p) {
+			k.cleared++
+		}
+		return k.forget(at, key, p)
+	})
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	k.forgetFlows()
+}
+
+// forgetFlows makes every UDP flow idle.
+func (k *kernel) forgetFlows() {
+	k.t.Helper()
+	flows, err := mapWords(k.maps.FlatFlows)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	defer flows.close()
+	clear(flows.words)
+}
+
+// crowdSeats leaves no seat free, but for each of the given number; 0: none at all.
+func (k *kernel) crowdSeats(but int) {
+	for i := range k.seats.all {
+		if s := &k.seats.all[i]; s.Holder == 0 && (but == 0 || i%but != 0) {
+			s.Holder = 1 // nobody's
+		}
+	}
+}
+
+// crowdFlows leaves no place for another UDP flow.
+func (k *kernel) crowdFlows() {
+	k.t.Helper()
+	flows, err := mapWords(k.maps.FlatFlows)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	defer flows.close()
+	const answered = 2 << 22 // FLOW_ANSWERED
+	now := BootTime() >> 24 & (1<<22 - 1)
+	for i := range flows.words {
+		if flows.words[i] == 0 {
+			flows.words[i] = uint64(i+1)<<24 | answered | now
 		}
 	}
 }
@@ -219,16 +255,14 @@ func (k *kernel) balanced() {
 		k.t.Fatal(err)
 	}
 	open := k.cleared
-	for _, table := range []*ebpf.Map{k.maps.FlatOurs, k.maps.FlatTheirs} {
-		err := eachPending(table, func(_ *kernelFlatKey, p *kernelFlatPending) error {
-			if isOpen(p) {
-				open++
-			}
-			return nil
-		})
-		if err != nil {
-			k.t.Fatal(err)
+	err = k.eachRequest(func(_ place, _ *kernelFlatKey, p *kernelFlatPending) error {
+		if isOpen(p) {
+			open++
 		}
+		return nil
+	})
+	if err != nil {
+		k.t.Fatal(err)
 	}
 	if c[Requests] != c[Finished]+c[TimedOut]+c[HalfOpen]+open+c[Replaced]+c[PendingFull] {
 		k.t.Errorf("requests %d != finished %d + timed out %d + half open %d + open %d + replaced %d + full %d",

@@ -6,8 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cilium/ebpf"
-
 	"github.com/flatd/flatd/bpf/testbed"
 )
 
@@ -89,8 +87,8 @@ func TestTimeoutsOutliveTheDaemonUntilConfirmed(t *testing.T) {
 func (k *kernel) openRequest() *claimed {
 	k.t.Helper()
 	var c *claimed
-	err := eachPending(k.maps.FlatOurs, func(key *kernelFlatKey, p *kernelFlatPending) error {
-		if isOpen(p) {
+	err := k.eachRequest(func(at place, key *kernelFlatKey, p *kernelFlatPending) error {
+		if isOpen(p) && at.side == SideClient {
 			c = &claimed{side: SideClient, limitNs: uint64(limit), key: *key, pending: *p}
 		}
 		return nil
@@ -185,7 +183,7 @@ func TestTheLedgerKeepsTheNewestTimeouts(t *testing.T) {
 		key.Id = n
 		p := kernelFlatPending{FirstNs: 1 + uint64(n)}
 		p.Seal = p.FirstNs ^ uint64(key.Id^key.Kind)<<32 // seal_of in pending.h
-		if err := k.maps.FlatOurs.Update(&key, &p, ebpf.UpdateNoExist); err != nil {
+		if err := k.enter(SideClient, &key, &p); err != nil {
 			t.Fatal(err)
 		}
 	}

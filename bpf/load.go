@@ -155,13 +155,14 @@ func namedMaps(named func(string) *ebpf.Map) kernelMaps {
 	return kernelMaps{
 		FlatCounters:   named(kernelMapFlatCounters),
 		FlatEvents:     named(kernelMapFlatEvents),
+		FlatFlows:      named(kernelMapFlatFlows),
 		FlatHistograms: named(kernelMapFlatHistograms),
 		FlatNets:       named(kernelMapFlatNets),
 		FlatOurs:       named(kernelMapFlatOurs),
 		FlatQuestions:  named(kernelMapFlatQuestions),
+		FlatSeats:      named(kernelMapFlatSeats),
 		FlatSequence:   named(kernelMapFlatSequence),
 		FlatSettings:   named(kernelMapFlatSettings),
 		FlatTheirs:     named(kernelMapFlatTheirs),
-		FlatUntracked:  named(kernelMapFlatUntracked),
 	}
 }

@@ -14,11 +14,13 @@
 #include "record.h"
 #include "settings.h"
 
-#define PENDING_MAX 65536
+#define PENDING_MAX 61440
+#define SEATS 256 /* of each side */
+#define FLOW_SETS 32768
+#define FLOW_WAYS 4 /* of each side */
 #define RING_BYTES (4 << 20)
 #define NETS_MAX 2048
 #define QUESTIONS_MAX 4096
-#define UNTRACKED_MAX 4096
 #define HISTOGRAMS_MAX 512
 
 /*
@@ -38,9 +40,8 @@ struct flat_key {
 
 enum flat_state {
 	STATE_OPEN = 0,
-	STATE_ANSWERED = 1,  /* a UDP flow, kept until it is idle */
-	STATE_REPORTED = 2,  /* timed out or unreachable; kept to recognise its retransmits */
-	STATE_HALF_OPEN = 3, /* TCP from outside: SYN/ACK sent, the completing ACK is awaited */
+	STATE_REPORTED = 1,  /* timed out or unreachable; kept to recognise its retransmits */
+	STATE_HALF_OPEN = 2, /* TCP from outside: SYN/ACK sent, the completing ACK is awaited */
 };
 
 /*
@@ -49,7 +50,7 @@ enum flat_state {
  */
 struct flat_pending {
 	__u64 first_ns; /* first request packet */
-	__u64 last_ns;	/* latest request packet; for a UDP flow latest datagram */
+	__u64 last_ns;	/* latest request packet */
 	__u64 seal;	/* seal_of() its key and first_ns; 0: broken */
 	__u64 cgroup;	/* of the local socket; 0: unknown */
 	__u32 uid;	/* of its owner, if the cgroup is known */
@@ -85,13 +86,32 @@ struct flat_question {
 	__u8 question[QUESTION_MAX + 3]; /* as on the wire */
 };
 
+/* A place that the hash of a request's key names. */
+struct flat_seat {
+	__u64 holder; /* whose it is, or 0: see seat.h */
+	struct flat_key key;
+#ifdef FLAT_512
+	struct flat_pending request;
+#else
+	__u64 request[sizeof(struct flat_pending) / sizeof(__u64)]; /* no lock in what is mapped */
+#endif
+};
+
+struct flat_flow_set {
+	__u64 ours[FLOW_WAYS];	 /* that this host began */
+	__u64 theirs[FLOW_WAYS]; /* that began outside; apart, as requests are */
+};
+
 struct flat_numbering {
 	struct bpf_spin_lock lock;
 	__u32 reserved;
 	__u64 last;
 };
 
-/* Requests of this host. Plain hashes: an LRU would forget without a word. */
+/*
+ * Requests of this host for which no seat was free. Plain hashes: an LRU would
+ * forget without a word.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, PENDING_MAX);
@@ -109,6 +129,16 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } flat_theirs SEC(".maps");
 
+/* Those that have a seat, first of this host, then to it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2 * SEATS);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct flat_seat);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flat_seats SEC(".maps");
+
 /* An LRU: of too many questions the oldest are forgotten, which costs a name and no more. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -118,21 +148,16 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } flat_questions SEC(".maps");
 
-/*
- * When a UDP datagram was seen last whose flow found no room in a table: without
- * this the answer to it would look like a request. An LRU: such flows come when
- * there are too many, and the next datagram of a real one comes soon.
- */
+/* UDP flows: see flow.h. What can be mapped into memory begins with a page, so that a set is a
+ * cache line. */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, UNTRACKED_MAX);
-	__type(key, struct flat_key);
-	__type(value, __u64);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FLOW_SETS);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct flat_flow_set);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} flat_untracked SEC(".maps");
-
-/* When the latest was put there, so that nobody looks for one as a rule; 0: never. */
-__u64 flat_untracked_ns;
+} flat_flows SEC(".maps");
 
 /* Finished exchanges on their way to user space. */
 struct {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -82,7 +83,12 @@ func openOlder(s *State, abi int) (*Older, error) {
 	key, value := uint32(unsafe.Sizeof(kernelFlatKey{})), uint32(unsafe.Sizeof(kernelFlatPending{}))
 	o.maps.FlatOurs = o.take(kernelMapFlatOurs, ebpf.Hash, key, value)
 	o.maps.FlatTheirs = o.take(kernelMapFlatTheirs, ebpf.Hash, key, value)
+	o.maps.FlatSeats = o.take(kernelMapFlatSeats, ebpf.Array, 4, uint32(unsafe.Sizeof(kernelFlatSeat{})))
+	o.maps.FlatFlows = o.take(kernelMapFlatFlows, ebpf.Array, 4, uint32(unsafe.Sizeof(kernelFlatFlowSet{})))
 	o.maps.FlatQuestions = o.take(kernelMapFlatQuestions, ebpf.LRUHash, key, uint32(unsafe.Sizeof(kernelFlatQuestion{})))
+	if o.maps.FlatSeats != nil {
+		o.seats, _ = openSeats(o.maps.FlatSeats) // nil: see CanSweep
+	}
 	o.programs.FlatClaim, _ = ebpf.LoadPinnedProgram(filepath.Join(o.dir, kernelProgFlatClaim), nil) // nil: see CanSweep
 	var err error
 	if o.ledger, err = openLedger(o.dir); err != nil {
@@ -111,7 +117,7 @@ func (o *Older) take(name string, kind ebpf.MapType, key, value uint32) *ebpf.Ma
 
 // CanSweep reports whether the open requests are of a layout that we know.
 func (o *Older) CanSweep() bool {
-	return o.maps.FlatOurs != nil && o.maps.FlatTheirs != nil && o.maps.FlatQuestions != nil && o.programs.FlatClaim != nil && o.ledger != nil
+	return o.maps.FlatOurs != nil && o.maps.FlatTheirs != nil && o.seats != nil && o.maps.FlatQuestions != nil && o.programs.FlatClaim != nil && o.ledger != nil
 }
 
 // CanCount reports whether the counters are those that we know, so that
@@ -174,24 +180,40 @@ func (s *State) inherit(o *Older, before uint64) error {
 	if !o.CanSweep() {
 		return nil
 	}
-	var errs []error
-	for _, side := range []uint8{SideClient, SideServer} {
-		errs = append(errs, eachPending(o.table(side), func(key *kernelFlatKey, p *kernelFlatPending) error {
-			if p.FirstNs >= before {
-				return nil
-			}
-			known := *p
-			if isOpen(p) {
-				known.State = stateReported
-				known.Seal = 0
-			}
-			if key.Kind == kindUDP {
-				s.gates.open(gateOfFlows(side))
-			}
-			return enter(s.table(side), key, &known)
-		}))
+	return errors.Join(s.inheritFlows(o), o.eachRequest(func(at place, key *kernelFlatKey, p *kernelFlatPending) error {
+		if p.FirstNs >= before {
+			return nil
+		}
+		known := *p
+		if isOpen(p) {
+			known.State = stateReported
+			known.Seal = 0
+		}
+		return s.enter(at.side, key, &known)
+	}))
+}
+
+// inheritFlows has the programs know the UDP flows that the older ones know.
+func (s *State) inheritFlows(o *Older) error {
+	if o.maps.FlatFlows == nil || o.maps.FlatFlows.MaxEntries() != s.maps.FlatFlows.MaxEntries() {
+		return nil
 	}
-	return errors.Join(errs...)
+	theirs, err := mapWords(o.maps.FlatFlows)
+	if err != nil {
+		return err
+	}
+	defer theirs.close()
+	ours, err := mapWords(s.maps.FlatFlows)
+	if err != nil {
+		return err
+	}
+	defer ours.close()
+	for i := range theirs.words {
+		if word := atomic.LoadUint64(&theirs.words[i]); word != 0 {
+			atomic.CompareAndSwapUint64(&ours.words[i], 0, word)
+		}
+	}
+	return nil
 }
 
 // TakenOver is what TakeOver returned to this daemon or one before it; 0: it

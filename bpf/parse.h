@@ -282,6 +282,10 @@ static __always_inline int parse_ipv6(const struct __sk_buff *skb, struct cursor
 static __always_inline int judge_tcp(const struct tcp_header *tcp, const struct packet *p,
 				     enum direction direction)
 {
+	/* Most end a connection, and answer nothing. */
+	if (tcp->flags & TCP_RST &&
+	    is_shut_for_all(direction == EGRESS ? GATE_THEIR_SYNS : GATE_OUR_SYNS))
+		return -COUNT_UNMATCHED;
 	if (tcp->flags & (TCP_SYN | TCP_RST))
 		return PARSED;
 	if (direction == EGRESS)

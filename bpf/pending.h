@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The tables of open requests: remember() puts a request in, finish() takes
- * its answer.
+ * Open requests: remember() takes one in, finish() takes its answer.
  */
 #pragma once
 
@@ -9,6 +8,7 @@
 
 #include "filter.h"
 #include "report.h"
+#include "seat.h"
 
 /*
  * seal_of is the seal of an open request: of this key, since this time. An entry
@@ -67,11 +67,6 @@ static __always_inline bool is_open(const struct flat_pending *found)
 	return found->state == STATE_OPEN || found->state == STATE_HALF_OPEN;
 }
 
-static __always_inline __s64 udp_idle(const struct half *h)
-{
-	return h->settings->udp_idle_ns ? h->settings->udp_idle_ns : UDP_IDLE_DEFAULT_NS;
-}
-
 /*
  * own_socket tells whose packet this is, as far as it can be known: only of
  * what goes out. On a packet that comes in over veth it is the sender's.
@@ -85,6 +80,12 @@ static __always_inline void own_socket(struct __sk_buff *skb, __u64 *cgroup, __u
 /* Whether the kernel has these helpers for programs of tc; set before they are loaded. */
 const volatile bool have_pid;  /* Linux 6.10 */
 const volatile bool have_comm; /* Linux 6.16 */
+
+/*
+ * For how long the host was suspended: by how much CLOCK_BOOTTIME, the clock of all
+ * that is measured, is before CLOCK_MONOTONIC, that of skb->tstamp. User space keeps it.
+ */
+__u64 flat_suspended_ns;
 
 /* A SYN that goes out later than this after TCP made it had to wait for something. */
 #define AT_ONCE_NS (50 * 1000)
@@ -100,7 +101,7 @@ static __always_inline void own_process(const struct half *h, struct flat_pendin
 #ifdef FLAT_512
 	if (!have_pid || h->key.kind != KIND_TCP || !request->cgroup ||
 	    bpf_get_current_cgroup_id() != request->cgroup ||
-	    bpf_ktime_get_ns() - h->skb->tstamp > AT_ONCE_NS)
+	    (__s64)(h->now - flat_suspended_ns - h->skb->tstamp) > AT_ONCE_NS)
 		return;
 	request->pid = bpf_get_current_pid_tgid() >> 32;
 	if (have_comm)
@@ -111,22 +112,71 @@ static __always_inline void own_process(const struct half *h, struct flat_pendin
 #endif
 }
 
-/* gate_of is that before the UDP flows of a side. */
+/* gate_of is that before the table of a side. */
 static __always_inline enum flat_gate gate_of(enum flat_side side)
 {
-	return side == SIDE_CLIENT ? GATE_OUR_FLOWS : GATE_THEIR_FLOWS;
+	return side == SIDE_CLIENT ? GATE_OURS : GATE_THEIRS;
 }
 
-/* found_asking is what the tables hold of the request that a packet may be. */
+/* find_request is what is known of the request of a side with this key, or 0. */
+static __always_inline struct flat_pending *find_request(enum flat_side side,
+							 const struct flat_key *key, __u64 hash)
+{
+	struct flat_pending *found = find_seated(side, key, hash);
+
+	if (found || is_shut_for_all(gate_of(side)))
+		return found;
+	return bpf_map_lookup_elem(table_of(side), key);
+}
+
+/* found_asking is what is known of the request that a packet may be. */
 static __always_inline struct flat_pending *found_asking(struct half *h)
 {
-	return bpf_map_lookup_elem(table_of(side_of_request(h->direction)), &h->key);
+	return find_request(side_of_request(h->direction), &h->key, h->hash);
 }
 
-/* found_answering is what they hold of the request that a packet may answer. */
+/* found_answering is what is known of the request that a packet may answer. */
 static __always_inline struct flat_pending *found_answering(struct half *h)
 {
-	return bpf_map_lookup_elem(table_of(side_of_answer(h->direction)), &h->key);
+	return find_request(side_of_answer(h->direction), &h->key, h->hash);
+}
+
+/*
+ * enter_request puts a new request into its seat, or else into the table of its
+ * side. It returns a negative error number: -EEXIST if the request is known.
+ */
+static __always_inline int enter_request(enum flat_side side, struct half *h,
+					 const struct flat_pending *request)
+{
+	struct flat_seat *seat = seat_of(side, h->hash);
+
+	if (seat && !seat->holder) {
+		/* From when the seat was another's. */
+		if (!is_shut_for_all(gate_of(side)) && bpf_map_lookup_elem(table_of(side), &h->key))
+			return -EEXIST;
+		if (take_seat(seat, h, request))
+			return 0;
+	}
+	if (seat && is_tagged(seat, h->hash))
+		return -EEXIST; /* it is there, or just coming */
+	open_gate(gate_of(side), h->now);
+	return bpf_map_update_elem(table_of(side), &h->key, request, BPF_NOEXIST);
+}
+
+/*
+ * forget deletes a request. One call for each table: where the kernel knows which
+ * map a call is about, it calls that map's function straight.
+ */
+static __always_inline void forget(enum flat_side side, const struct half *h, bool owned)
+{
+	if (leave_seat(side, h, owned))
+		return;
+	if (side == SIDE_CLIENT) {
+		bpf_map_delete_elem(&flat_ours, &h->key);
+		barrier(); /* or clang makes one call of the two */
+	} else {
+		bpf_map_delete_elem(&flat_theirs, &h->key);
+	}
 }
 
 /* is_current tells an exchange that goes on from one that has long been over. */
@@ -155,45 +205,19 @@ static __always_inline void repeat(const struct half *h, struct flat_pending *fo
 	count(COUNT_REPEATS);
 }
 
-/* leave_untracked notes that there is no room for a UDP flow. */
-static __always_inline void leave_untracked(const struct half *h)
-{
-	__u64 now = h->now;
-
-	if (h->key.kind != KIND_UDP)
-		return;
-	flat_untracked_ns = now;
-	bpf_map_update_elem(&flat_untracked, &h->key, &now, BPF_ANY);
-}
-
-/* is_untracked reports whether a UDP datagram is of such a flow, which it keeps going. */
-static __always_inline bool is_untracked(const struct half *h)
-{
-	__u64 *last;
-
-	if (!flat_untracked_ns || elapsed(h, flat_untracked_ns) > udp_idle(h))
-		return false;
-	last = bpf_map_lookup_elem(&flat_untracked, &h->key);
-	if (!last || elapsed(h, *last) > udp_idle(h))
-		return false;
-	*last = h->now;
-	flat_untracked_ns = h->now;
-	return true;
-}
-
 /*
- * remember puts a request into its table. `found` is what the table holds under
- * this key, or 0 if it holds nothing or that is not known yet: most requests are
- * new, and are spared a lookup. It returns whether this one is new and followed.
+ * remember takes a request in, and returns whether it is new and measured. Most
+ * are new, and are spared a lookup.
  */
-__subprogram bool remember(struct half *h, struct flat_pending *found)
+__subprogram bool remember(struct half *h)
 {
 	enum flat_side side = side_of_request(h->direction);
 	bool is_wanted = wanted(h, side);
+	struct flat_pending *found = 0;
 	struct flat_pending request;
 	int failed = 0; /* an int: before Linux 6.4 helpers leave the upper half as it is */
 
-	if (!is_wanted && !found)
+	if (!is_wanted)
 		found = found_asking(h); /* from before the filter was such */
 	if (found && is_repeat(h, found)) {
 		repeat(h, found);
@@ -204,15 +228,15 @@ __subprogram bool remember(struct half *h, struct flat_pending *found)
 		return false;
 	}
 
+	if (h->key.kind == KIND_TCP)
+		open_gate(side == SIDE_CLIENT ? GATE_OUR_SYNS : GATE_THEIR_SYNS, h->now);
 	new_request(h, &request);
 	if (side == SIDE_CLIENT) {
 		own_socket(h->skb, &request.cgroup, &request.uid);
 		own_process(h, &request);
 	}
-	if (h->key.kind == KIND_UDP)
-		open_gate(gate_of(side), h->now);
 	if (!found) {
-		failed = bpf_map_update_elem(table_of(side), &h->key, &request, BPF_NOEXIST);
+		failed = enter_request(side, h, &request);
 		if (failed == -EEXIST) {
 			found = found_asking(h);
 			if (!found || is_repeat(h, found)) {
@@ -222,36 +246,23 @@ __subprogram bool remember(struct half *h, struct flat_pending *found)
 		}
 	}
 	if (found) {
-		if (is_open(found)) {
+		bool open = is_open(found);
+
+		if (open) {
 			if (!own(&h->key, found)) {
 				repeat(h, 0);
 				return false;
 			}
 			count(COUNT_REPLACED);
 		}
-		failed = bpf_map_update_elem(table_of(side), &h->key, &request, BPF_ANY);
+		forget(side, h, open);
+		failed = enter_request(side, h, &request);
 	}
 	count(COUNT_REQUESTS);
-	if (failed) {
+	if (failed)
 		count(COUNT_PENDING_FULL);
-		leave_untracked(h);
-	}
 	trace("request kind %d side %d id %x", h->key.kind, side, h->key.id);
 	return true;
-}
-
-/*
- * forget deletes a request from its table. One call for each table: where the
- * kernel knows which map a call is about, it calls that map's function straight.
- */
-static __always_inline void forget(enum flat_side side, const struct flat_key *key)
-{
-	if (side == SIDE_CLIENT) {
-		bpf_map_delete_elem(&flat_ours, key);
-		barrier(); /* or clang makes one call of the two */
-	} else {
-		bpf_map_delete_elem(&flat_theirs, key);
-	}
 }
 
 /*
@@ -289,7 +300,7 @@ __subprogram bool finish(struct half *h, enum flat_side side, struct flat_pendin
 		found->last_ns = h->now;
 		found->state = a->keep;
 	} else {
-		forget(side, &h->key);
+		forget(side, h, true);
 	}
 	return true;
 }
@@ -326,7 +337,7 @@ struct flat_overdue {
  */
 static __always_inline bool claim(const struct flat_overdue *c)
 {
-	struct flat_pending *found = bpf_map_lookup_elem(table_of(c->side), &c->key);
+	struct flat_pending *found = find_request(c->side, &c->key, key_hash(&c->key));
 
 	if (!found || !is_open(found) || found->first_ns != c->first_ns || !own(&c->key, found))
 		return false;

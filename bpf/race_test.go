@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -84,6 +85,41 @@ func TestOneAloneOwnsAnExchange(t *testing.T) {
 			}
 			k.balanced()
 			t.Logf("%d reported, %d claimed", reported, claimed)
+		})
+	}
+}
+
+// A request that two CPUs see at one moment, as of a flow whose first datagrams two
+// threads send, is one.
+func TestARequestSeenTwiceAtOnceIsOne(t *testing.T) {
+	testbed.Root(t)
+	if runtime.NumCPU() < 2 {
+		t.Skip("one CPU does one thing at a time")
+	}
+	for _, class := range exchangeClasses {
+		t.Run(class.name, func(t *testing.T) {
+			const exchanges = 3000
+			k := openKernel(t)
+			k.sweep(0, time.Hour)
+			options := [2]ebpf.RunOptions{}
+			see := func(i int) {
+				if _, err := k.programs.FlatEgress.Run(&options[i]); err != nil {
+					t.Error(err)
+				}
+			}
+			for i := range exchanges {
+				f := flow4
+				f.from = netip.AddrPortFrom(f.from.Addr(), uint16(20000+i))
+				options[0].Data = class.request(t, f)
+				options[1].Data = options[0].Data
+				together(func() { see(0) }, func() { see(1) })
+				k.in(class.answer(t, f))
+				if got := k.records(); len(got) != 1 {
+					t.Fatalf("exchange %d is reported %d times: %+v", i, len(got), got)
+				}
+			}
+			k.counted(counts{"requests": exchanges, "finished": exchanges, "repeats": exchanges})
+			k.balanced()
 		})
 	}
 }

@@ -62,6 +62,7 @@ type State struct {
 	maps     kernelMaps
 	ledger   *ledger
 	gates    *gates
+	seats    *seats
 	options  kernelFlatOptions
 	attacher attacher
 }
@@ -102,6 +103,9 @@ func open(pinPath string, mode Mode, specOf func() (*ebpf.CollectionSpec, error)
 		return s, err
 	}
 	if s.ledger, err = openLedger(s.dir); err != nil {
+		return s, err
+	}
+	if s.seats, err = openSeats(s.maps.FlatSeats); err != nil {
 		return s, err
 	}
 	if s.gates, err = openGates(s.dir, spec); err != nil {
@@ -323,7 +327,7 @@ func (s *State) Reader() (*Reader, error) { return newReader(s.maps.FlatEvents) 
 // Close lets go of the state. Whatever is pinned and attached goes on
 // measuring.
 func (s *State) Close() error {
-	err := errors.Join(s.programs.Close(), s.maps.Close(), s.ledger.close(), s.gates.close())
+	err := errors.Join(s.programs.Close(), s.maps.Close(), s.ledger.close(), s.gates.close(), s.seats.close())
 	if s.lock != nil {
 		err = errors.Join(err, s.lock.Close())
 	}
@@ -332,10 +336,12 @@ func (s *State) Close() error {
 
 // BootTime is the time of CLOCK_BOOTTIME in nanoseconds, the clock of the
 // records.
-func BootTime() uint64 {
+func BootTime() uint64 { return clock(unix.CLOCK_BOOTTIME) }
+
+func clock(id int32) uint64 {
 	var t unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
-		panic("CLOCK_BOOTTIME is there since Linux 2.6.39: " + err.Error())
+	if err := unix.ClockGettime(id, &t); err != nil {
+		panic("CLOCK_BOOTTIME is there since Linux 2.6.39, CLOCK_MONOTONIC before: " + err.Error())
 	}
 	return uint64(t.Nano())
 }

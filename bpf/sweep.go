@@ -19,13 +19,11 @@ const (
 
 const (
 	stateOpen     = 0 // STATE_OPEN
-	stateAnswered = 1 // STATE_ANSWERED
-	stateReported = 2 // STATE_REPORTED
-	stateHalfOpen = 3 // STATE_HALF_OPEN
+	stateReported = 1 // STATE_REPORTED
+	stateHalfOpen = 2 // STATE_HALF_OPEN
 
 	kindTCP = 1 // KIND_TCP
 	kindDNS = 2 // KIND_DNS
-	kindUDP = 3 // KIND_UDP
 
 	// Linux sends a SYN for the last time 64 s after the one before
 	// (tcp_syn_retries = 6); until then it belongs to the same attempt.
@@ -63,47 +61,50 @@ func (s *State) Sweep(now uint64, limit time.Duration, timedOut func(side uint8,
 	if idle == 0 {
 		idle = 30 * time.Second // UDP_IDLE_DEFAULT_NS
 	}
-	sweep := func(side uint8, open, flows *int) error {
-		table := s.table(side)
-		return eachPending(table, func(key *kernelFlatKey, p *kernelFlatPending) error {
-			if key.Kind == kindUDP {
-				*flows++
-			}
-			quiet := since(now, p.LastNs)
-			switch {
-			case isOpen(p) && p.Seal == 0 && quiet > max(idle, limit):
-				return forget(table, key, p) // its owner has reported it, and was kept from that
-			case isOpen(p) && since(now, p.FirstNs) <= limit:
-				*open++
-			case isOpen(p):
-				c := claimed{side: uint64(side), limitNs: uint64(limit), key: *key, pending: *p}
-				ok, err := s.claim(&c)
-				switch {
-				case !ok:
-				case c.halfOpen():
-					swept.HalfOpen++
-				default:
-					swept.TimedOut++
-					timedOut(side, bytesOf(&c.key), bytesOf(&c.pending), c.question.bytes())
-				}
-				return err
-			case p.State == stateReported && key.Kind == kindTCP && quiet <= max(idle, synMemory):
-			case quiet > idle:
-				return forget(table, key, p)
-			}
-			return nil
-		})
-	}
-	var ourFlows, theirFlows int
+	behind := [gatesCount]int{} // how much is, of each gate
+	s.gates.tellSuspended()
 	quiet := s.gates.quiet()
-	err := errors.Join(sweep(SideClient, &swept.OpenOurs, &ourFlows), sweep(SideServer, &swept.OpenTheirs, &theirFlows))
+	err := s.eachRequest(func(at place, key *kernelFlatKey, p *kernelFlatPending) error {
+		if at.seat == nil {
+			behind[gateOf(at.side)]++
+		}
+		if key.Kind == kindTCP {
+			behind[gateOfSYNs(at.side)]++
+		}
+		quiet := since(now, p.LastNs)
+		switch {
+		case isOpen(p) && p.Seal == 0 && quiet > max(idle, limit):
+			return s.forget(at, key, p) // its owner has reported it, and was kept from that
+		case isOpen(p) && since(now, p.FirstNs) <= limit:
+			if at.side == SideClient {
+				swept.OpenOurs++
+			} else {
+				swept.OpenTheirs++
+			}
+		case isOpen(p):
+			c := claimed{side: uint64(at.side), limitNs: uint64(limit), key: *key, pending: *p}
+			ok, err := s.claim(&c)
+			switch {
+			case !ok:
+			case c.halfOpen():
+				swept.HalfOpen++
+			default:
+				swept.TimedOut++
+				timedOut(at.side, bytesOf(&c.key), bytesOf(&c.pending), c.question.bytes())
+			}
+			return err
+		case p.State == stateReported && key.Kind == kindTCP && quiet <= max(idle, synMemory):
+		case quiet > idle:
+			return s.forget(at, key, p)
+		}
+		return nil
+	})
 	if err != nil {
 		return swept, err
 	}
-	for gate, behind := range [gatesCount]int{
-		gateHandshakes: swept.OpenTheirs, gateOurFlows: ourFlows, gateTheirFlows: theirFlows,
-	} {
-		if behind == 0 {
+	behind[gateHandshakes] = swept.OpenTheirs
+	for gate := range behind {
+		if behind[gate] == 0 {
 			s.gates.shut(gate, quiet[gate])
 		}
 	}
@@ -130,6 +131,49 @@ func isOpen(p *kernelFlatPending) bool { return p.State == stateOpen || p.State 
 // since is 0 for a time that another CPU took a little after now.
 func since(now, then uint64) time.Duration { return time.Duration(max(int64(now-then), 0)) }
 
+// place is where a request is: in its seat, or in the table of its side.
+type place struct {
+	side uint8
+	seat *seat // nil: in the table
+}
+
+// eachRequest visits every request that is known, until visit returns an error.
+// What it is given is a copy, of a request in a seat perhaps of two that followed
+// each other there; whoever changes something has to look again.
+func (s *State) eachRequest(visit func(at place, key *kernelFlatKey, p *kernelFlatPending) error) error {
+	b := batches.Get().(*batch)
+	defer batches.Put(b)
+	for i := range s.seats.all {
+		at := place{SideClient, &s.seats.all[i]}
+		if i >= len(s.seats.all)/2 {
+			at.side = SideServer
+		}
+		if !at.seat.read(&b.keys[0], &b.values[0]) {
+			continue
+		}
+		if err := visit(at, &b.keys[0], &b.values[0]); err != nil {
+			return err
+		}
+	}
+	for _, side := range []uint8{SideClient, SideServer} {
+		err := eachPending(s.table(side), func(key *kernelFlatKey, p *kernelFlatPending) error {
+			return visit(place{side: side}, key, p)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// find reads what is known of a request; ErrKeyNotExist: nothing.
+func (s *State) find(side uint8, key *kernelFlatKey, p *kernelFlatPending) error {
+	if s.seats.find(side, key, p) {
+		return nil
+	}
+	return s.table(side).Lookup(key, p)
+}
+
 func eachPending(table *ebpf.Map, visit func(*kernelFlatKey, *kernelFlatPending) error) error {
 	var cursor ebpf.MapBatchCursor
 	b := batches.Get().(*batch)
@@ -154,7 +198,7 @@ func eachPending(table *ebpf.Map, visit func(*kernelFlatKey, *kernelFlatPending)
 // answered, repeated under a new ISN or claimed meanwhile. It completes c.
 func (s *State) claim(c *claimed) (bool, error) {
 	var current kernelFlatPending
-	err := s.table(uint8(c.side)).Lookup(&c.key, &current)
+	err := s.find(uint8(c.side), &c.key, &current)
 	if err != nil || current.FirstNs != c.pending.FirstNs || !isOpen(&current) {
 		return false, unlessGone("look at an open request", err)
 	}
@@ -186,10 +230,14 @@ func (s *State) granted(c *claimed) (bool, error) {
 	return verdict == 1, nil
 }
 
-// enter puts what is known of a request into a table. If the same key, or the
-// last room, has been taken meanwhile, that request stays.
-func enter(table *ebpf.Map, key *kernelFlatKey, p *kernelFlatPending) error {
-	err := table.Update(key, p, ebpf.UpdateNoExist)
+// enter puts what is known of a request into the table of its side. If the same
+// key, or the last room, has been taken meanwhile, that request stays.
+func (s *State) enter(side uint8, key *kernelFlatKey, p *kernelFlatPending) error {
+	s.gates.open(gateOf(side))
+	if key.Kind == kindTCP {
+		s.gates.open(gateOfSYNs(side))
+	}
+	err := s.table(side).Update(key, p, ebpf.UpdateNoExist)
 	if err != nil && !errors.Is(err, ebpf.ErrKeyExist) && !errors.Is(err, unix.E2BIG) {
 		return fmt.Errorf("enter a request into the table: %w", err)
 	}
@@ -206,7 +254,7 @@ func (s *State) resolveClaim() error {
 		return nil
 	}
 	var current kernelFlatPending
-	err := s.table(uint8(c.side)).Lookup(&c.key, &current)
+	err := s.find(uint8(c.side), &c.key, &current)
 	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("look at the last claim: %w", err)
 	}
@@ -218,8 +266,13 @@ func (s *State) resolveClaim() error {
 	return nil
 }
 
-// forget removes an entry that is no longer needed, unless it has changed.
-func forget(table *ebpf.Map, key *kernelFlatKey, p *kernelFlatPending) error {
+// forget removes a request that is no longer needed, unless it has changed.
+func (s *State) forget(at place, key *kernelFlatKey, p *kernelFlatPending) error {
+	if at.seat != nil {
+		at.seat.leave(p)
+		return nil
+	}
+	table := s.table(at.side)
 	var current kernelFlatPending
 	err := table.Lookup(key, &current)
 	if err != nil || current != *p {

@@ -61,9 +61,15 @@ func TestATimeoutIsReportedOnceForAnAttempt(t *testing.T) {
 func TestAnOwnedEntryIsSweptAway(t *testing.T) {
 	k := openKernel(t)
 	k.out(flow4.syn(t, 1))
-	c := k.openRequest()
-	c.pending.Seal = 0
-	if err := k.maps.FlatOurs.Update(&c.key, &c.pending, ebpf.UpdateExist); err != nil {
+	err := k.eachRequest(func(at place, key *kernelFlatKey, p *kernelFlatPending) error {
+		if at.seat != nil {
+			(*kernelFlatPending)(unsafe.Pointer(&at.seat.Request)).Seal = 0
+			return nil
+		}
+		p.Seal = 0
+		return k.table(at.side).Update(key, p, ebpf.UpdateExist)
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 	if swept, _ := k.sweep(11*time.Second, 10*time.Second); swept != (Swept{}) {
@@ -75,11 +81,8 @@ func TestAnOwnedEntryIsSweptAway(t *testing.T) {
 }
 
 func (k *kernel) pending() (n int) {
-	count := func(*kernelFlatKey, *kernelFlatPending) error { n++; return nil }
-	if err := eachPending(k.maps.FlatOurs, count); err != nil {
-		k.t.Fatal(err)
-	}
-	if err := eachPending(k.maps.FlatTheirs, count); err != nil {
+	count := func(place, *kernelFlatKey, *kernelFlatPending) error { n++; return nil }
+	if err := k.eachRequest(count); err != nil {
 		k.t.Fatal(err)
 	}
 	return n

@@ -97,7 +97,7 @@ static __always_inline void observe_syn(struct half *h, const struct tcp_header 
 	h->isn = bpf_ntohl(tcp->sequence);
 	h->payload = h->length - (tcp->offset >> 4) * 4;
 	h->tsval = ts ? bpf_ntohl(ts->value) : 0;
-	remember(h, 0);
+	remember(h);
 }
 
 /* The slot of a connection from outside, whichever way this packet goes. */
@@ -118,7 +118,7 @@ static __always_inline void await_completion(struct half *h, struct flat_pending
 		count(COUNT_REPEATS);
 		return;
 	}
-	crossing = bpf_map_lookup_elem(&flat_ours, &h->key);
+	crossing = find_request(SIDE_CLIENT, &h->key, h->hash);
 	if (crossing && crossing->state == STATE_OPEN)
 		crossing->crossed = true;
 	found->state = STATE_HALF_OPEN;
@@ -131,7 +131,7 @@ static __always_inline void await_completion(struct half *h, struct flat_pending
 /* complete ends the handshake from outside that a segment acknowledges, if it does. */
 static __always_inline void complete(struct half *h, const struct tcp_header *tcp)
 {
-	struct flat_pending *found = bpf_map_lookup_elem(&flat_theirs, &h->key);
+	struct flat_pending *found = find_request(SIDE_SERVER, &h->key, h->hash);
 	__u32 sequence = bpf_ntohl(tcp->sequence) + !!(tcp->flags & TCP_SYN);
 	struct answer a = new_answer(h, RESULT_ESTABLISHED, true);
 

@@ -5,6 +5,7 @@
  */
 #pragma once
 
+#include "flow.h"
 #include "pending.h"
 
 static __always_inline bool is_dns_port(const struct flat_options *s, __be16 port)
@@ -69,7 +70,7 @@ static __always_inline void observe_dns(struct half *h, const struct udp_header 
 	set_exchange(h, KIND_DNS, udp->source, udp->destination, bpf_ntohs(dns.id));
 
 	if (!(dns.flags & DNS_QR) && is_dns_port(h->settings, udp->destination)) {
-		if (remember(h, 0))
+		if (remember(h))
 			remember_question(h, offset + sizeof(dns), question);
 		return;
 	}
@@ -118,6 +119,38 @@ static __always_inline bool asks_groups(__be16 port)
 	return port == bpf_htons(5353) || port == bpf_htons(5355) || port == bpf_htons(1900);
 }
 
+/* answer_flow takes a datagram that goes the other way than the first of its flow. */
+static __always_inline void answer_flow(struct half *h, __u64 *flow)
+{
+	struct answer a = new_answer(h, RESULT_ANSWERED, true);
+	enum flow_state state = flow_state(*flow);
+	struct flat_pending *found = state == FLOW_ASKED ? found_answering(h) : 0;
+
+	if (found && found->state == STATE_REPORTED)
+		state = FLOW_REPORTED;
+	/* First, or the swap in it would wait until the record is written. */
+	see(h, flow, state == FLOW_REPORTED ? FLOW_REPORTED : FLOW_ANSWERED);
+	if (found && found->state == STATE_OPEN)
+		answer(h, found, &a);
+	else
+		count(state == FLOW_REPORTED ? COUNT_LATE : COUNT_FLOW);
+}
+
+/* continue_flow takes one that goes the way of the first. */
+static __always_inline void continue_flow(struct half *h, __u64 *flow)
+{
+	enum flow_state state = flow_state(*flow);
+	struct flat_pending *found = state == FLOW_ASKED ? found_asking(h) : 0;
+
+	if (found && found->state == STATE_REPORTED)
+		state = FLOW_REPORTED;
+	if (found)
+		repeat(h, found);
+	else
+		count(state == FLOW_REPORTED ? COUNT_REPEATS : COUNT_FLOW);
+	see(h, flow, state);
+}
+
 /*
  * A UDP exchange is the first datagram of an idle flow and the first one back.
  * The flow then stays known until it has been idle, so that what follows in
@@ -125,43 +158,29 @@ static __always_inline bool asks_groups(__be16 port)
  */
 static __always_inline void observe_flow(struct half *h, const struct udp_header *udp)
 {
-	enum flat_side answering = side_of_answer(h->direction);
-	struct flat_pending *found;
+	struct flat_flow_set *set;
+	__u64 *ways, *flow;
 
 	set_exchange(h, KIND_UDP, udp->source, udp->destination, 0);
+	set = flows_of(h);
+	if (!set)
+		return;
 
-	found = is_shut_for_all(gate_of(answering)) ? 0 : found_answering(h);
-	if (found && found->state == STATE_OPEN) {
-		struct answer a = new_answer(h, RESULT_ANSWERED, true);
-
-		a.keep = STATE_ANSWERED;
-		answer(h, found, &a);
+	flow = find_flow(h, ways_of(set, side_of_answer(h->direction)));
+	if (flow) {
+		answer_flow(h, flow);
 		return;
 	}
-	if (is_current(h, found)) {
-		found->last_ns = h->now;
-		count(found->state == STATE_REPORTED ? COUNT_LATE : COUNT_FLOW);
+	ways = ways_of(set, side_of_request(h->direction));
+	flow = find_flow(h, ways);
+	if (flow) {
+		continue_flow(h, flow);
 		return;
 	}
-	if (found)
-		forget(answering, &h->key);
-
-	found = found_asking(h);
-	if (is_current(h, found) && found->state == STATE_ANSWERED) {
-		found->last_ns = h->now;
-		count(COUNT_FLOW);
-		return;
-	}
-
-	if (!found && is_untracked(h)) {
-		count(COUNT_FLOW);
-		return;
-	}
-
-	if (!is_current(h, found) &&
-	    is_quic(h->skb, h->transport + sizeof(*udp), h->length - sizeof(*udp)))
+	if (is_quic(h->skb, h->transport + sizeof(*udp), h->length - sizeof(*udp)))
 		h->flags |= RECORD_QUIC;
-	remember(h, found);
+	if (remember(h))
+		begin_flow(h, ways);
 }
 
 /* The datagram ends where it says, or with the IP packet if it says nothing (RFC 2675, 4). */

@@ -51,11 +51,13 @@ func TestAUDPFlowIsNewAfterTheInterval(t *testing.T) {
 	exchange()
 	exchange()
 	k.counted(counts{"requests": 1, "finished": 1, "flow": 2})
-	if err := k.Apply(Settings{UDPIdle: time.Nanosecond}); err != nil { // shorter than any pause
+	if err := k.Apply(Settings{UDPIdle: 20 * time.Millisecond}); err != nil {
 		t.Fatal(err)
 	}
-	exchange()
-	exchange()
+	for range 2 {
+		time.Sleep(50 * time.Millisecond)
+		exchange()
+	}
 	k.counted(counts{"requests": 2, "finished": 2})
 	if got := k.records(); len(got) != 3 {
 		t.Errorf("%d records, want 3: %+v", len(got), got)
@@ -130,6 +132,42 @@ func TestAUDPFlowWithoutRoomIsNotInvented(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Where a set is full of flows that go on, one makes room, which is counted; an
+// exchange is one all the same.
+func TestAUDPFlowMakesRoomForAnother(t *testing.T) {
+	k := openKernel(t)
+	k.crowdFlows()
+	k.out(flow4.udp(t, 1))
+	k.in(flow4.back().udp(t, 2))
+	k.in(flow4.back().udp(t, 3))
+	k.in(flow6.udp(t, 1))
+	k.out(flow6.back().udp(t, 2))
+	k.out(flow6.back().udp(t, 3))
+	k.counted(counts{"requests": 2, "finished": 2, "flow": 2, "flows_forgotten": 2})
+	if got := k.records(); len(got) != 2 {
+		t.Errorf("%d records of two exchanges: %+v", len(got), got)
+	}
+}
+
+// A flow is its five-tuple's, whichever others share its set.
+func TestUDPFlowsAreToldApart(t *testing.T) {
+	k := openKernel(t)
+	const flows = 3000
+	each := func(do func(flow)) {
+		for i := range uint16(flows) {
+			do(flow4.sourcePort(10000 + i))
+		}
+	}
+	each(func(f flow) { k.out(f.udp(t, 1)) })
+	each(func(f flow) { k.in(f.back().udp(t, 2)) })
+	each(func(f flow) { k.out(f.udp(t, 3)) })
+	k.counted(counts{"requests": flows, "finished": flows, "flow": flows})
+	if got := k.records(); len(got) != flows {
+		t.Errorf("%d records of %d exchanges", len(got), flows)
+	}
+	k.balanced()
 }
 
 func (k *kernel) count(c Counter) uint64 {

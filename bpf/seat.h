@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Seats, one of which the hash of a request's key names. As a rule few requests
+ * wait at a time: they all have theirs, found without a helper, in memory that stays
+ * in the CPU's cache. One whose seat is taken goes into the table of its side.
+ *
+ * Whoever turns a holder from 0 has the seat, by compare-and-swap, and who owns the
+ * request in it (pending.h) makes it 0 again. The seal is of the request that is
+ * there, so that one who is still looking at the one before it cannot own this one.
+ * Linux before 5.12 has no compare-and-swap, so that nobody takes a seat there.
+ */
+#pragma once
+
+#include "half.h"
+
+/* A holder: the upper 40 bits of the hash, and the lower 24 of first_ns, for user space. */
+#define HOLDER_TAG_SHIFT 24
+#define HOLDER_TIME_MASK ((1U << HOLDER_TAG_SHIFT) - 1)
+
+/* Whoever has this in the place of a holder is about to end it. */
+#define HOLDER_LEAVING 1
+
+static __always_inline struct flat_seat *seat_of(enum flat_side side, __u64 hash)
+{
+	__u32 index = (hash & (SEATS - 1)) + (side == SIDE_CLIENT ? 0 : SEATS);
+
+#ifdef FLAT_512
+	return bpf_map_lookup_elem(&flat_seats, &index);
+#else
+	(void)index;
+	return 0;
+#endif
+}
+
+static __always_inline bool is_tagged(const struct flat_seat *seat, __u64 hash)
+{
+	return seat->holder >> HOLDER_TAG_SHIFT == hash >> HOLDER_TAG_SHIFT;
+}
+
+static __always_inline bool is_seated(const struct flat_seat *seat, const struct flat_key *key,
+				      __u64 hash)
+{
+	const __u64 *a = (const void *)&seat->key, *b = (const void *)key;
+	__u64 differ = 0;
+
+	if (!is_tagged(seat, hash))
+		return false;
+#pragma unroll
+	for (__u32 i = 0; i < sizeof(*key) / sizeof(*a); i++)
+		differ |= a[i] ^ b[i];
+	return !differ;
+}
+
+static __always_inline struct flat_pending *request_in(struct flat_seat *seat)
+{
+	return (struct flat_pending *)&seat->request;
+}
+
+/* find_seated returns the request that has its seat, or 0. */
+static __always_inline struct flat_pending *find_seated(enum flat_side side,
+							const struct flat_key *key, __u64 hash)
+{
+	struct flat_seat *seat = seat_of(side, hash);
+
+	return seat && is_seated(seat, key, hash) ? request_in(seat) : 0;
+}
+
+/* take_seat seats a request, if nobody else was faster. */
+static __always_inline bool take_seat(struct flat_seat *seat, const struct half *h,
+				      const struct flat_pending *request)
+{
+	__u64 holder = h->hash >> HOLDER_TAG_SHIFT << HOLDER_TAG_SHIFT |
+		       (request->first_ns & HOLDER_TIME_MASK);
+
+	if (!change(&seat->holder, 0, holder))
+		return false;
+	*request_in(seat) = *request;
+	barrier(); /* the key last: it is how others find the rest */
+	seat->key = h->key;
+	return true;
+}
+
+/*
+ * leave_seat ends what a request has of a seat, and returns whether it had one. From
+ * one that nobody owns, user space may do so at the same moment.
+ */
+static __always_inline bool leave_seat(enum flat_side side, const struct half *h, bool owned)
+{
+	struct flat_seat *seat = seat_of(side, h->hash);
+	__u64 holder = seat ? seat->holder : 0;
+
+	if (!seat || !is_seated(seat, &h->key, h->hash))
+		return false;
+	if (!owned && !change(&seat->holder, holder, HOLDER_LEAVING))
+		return true;
+	seat->key.kind = 0; /* nobody's */
+	barrier();
+	seat->holder = 0;
+	return true;
+}

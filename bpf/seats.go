@@ -1,0 +1,95 @@
+package bpf
+
+import (
+	"fmt"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// words are the values of an array map, in the kernel's memory.
+type words struct {
+	memory []byte
+	words  []uint64
+}
+
+func mapWords(m *ebpf.Map) (*words, error) {
+	memory, err := unix.Mmap(m.FD(), 0, int(m.MaxEntries()*m.ValueSize()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map the memory of %v: %w", m, err)
+	}
+	return &words{memory, unsafe.Slice((*uint64)(unsafe.Pointer(&memory[0])), len(memory)/8)}, nil
+}
+
+func (w *words) close() error { return unix.Munmap(w.memory) }
+
+// seats are those of seat.h, of this host's requests and then of those to it.
+type seats struct {
+	*words
+	all []seat
+}
+
+type seat kernelFlatSeat
+
+func openSeats(m *ebpf.Map) (*seats, error) {
+	w, err := mapWords(m)
+	if err != nil {
+		return nil, err
+	}
+	return &seats{w, unsafe.Slice((*seat)(unsafe.Pointer(&w.words[0])), m.MaxEntries())}, nil
+}
+
+func (s *seats) close() error {
+	if s == nil {
+		return nil
+	}
+	return s.words.close()
+}
+
+// find copies the request that has a seat, or reports that none has.
+func (s *seats) find(side uint8, key *kernelFlatKey, p *kernelFlatPending) bool {
+	var found kernelFlatKey
+	half := s.all[:len(s.all)/2]
+	if side == SideServer {
+		half = s.all[len(s.all)/2:]
+	}
+	for i := range half {
+		if half[i].Key == *key && half[i].read(&found, p) && found == *key {
+			return true
+		}
+	}
+	return false
+}
+
+// holderLeaving is HOLDER_LEAVING of seat.h.
+const holderLeaving = 1
+
+// holderTimeMask is of that part of a holder which tells requests apart that follow
+// each other in a seat: the lower bits of when they began.
+const holderTimeMask = 1<<24 - 1
+
+// read copies what is in a seat, or reports that nothing is. A request that is just
+// being written is not there yet.
+func (s *seat) read(key *kernelFlatKey, p *kernelFlatPending) bool {
+	holder := atomic.LoadUint64(&s.Holder)
+	if holder == 0 {
+		return false
+	}
+	*key, *p = s.Key, *(*kernelFlatPending)(unsafe.Pointer(&s.Request))
+	return atomic.LoadUint64(&s.Holder) == holder && holder&holderTimeMask == p.FirstNs&holderTimeMask && p.LastNs >= p.FirstNs
+}
+
+// leave empties the seat, if this request is still in it as it was.
+func (s *seat) leave(p *kernelFlatPending) {
+	var key kernelFlatKey
+	var current kernelFlatPending
+	holder := atomic.LoadUint64(&s.Holder)
+	if s.read(&key, &current) && current == *p {
+		if atomic.CompareAndSwapUint64(&s.Holder, holder, holderLeaving) {
+			s.Key.Kind = 0
+			atomic.StoreUint64(&s.Holder, 0)
+		}
+	}
+}
