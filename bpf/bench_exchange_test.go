@@ -48,17 +48,16 @@ func flatMatcher(b *testing.B) *matcher {
 // forgetFinished clears the tables of what is over.
 func (k *kernel) forgetFinished() {
 	k.t.Helper()
-	for _, table := range []*ebpf.Map{k.maps.FlatOurs, k.maps.FlatTheirs} {
-		err := eachPending(table, func(key *kernelFlatKey, p *kernelFlatPending) error {
-			if isOpen(p) {
-				return nil
-			}
-			return table.Delete(key)
-		})
-		if err != nil {
-			k.t.Fatal(err)
+	err := k.eachRequest(func(at place, key *kernelFlatKey, p *kernelFlatPending) error {
+		if isOpen(p) {
+			return nil
 		}
+		return k.State.forget(at, key, p)
+	})
+	if err != nil {
+		k.t.Fatal(err)
 	}
+	k.forgetFlows()
 }
 
 // drain returns how many records there were.
@@ -100,7 +99,9 @@ func BenchmarkExchange(b *testing.B) {
 	for _, open := range []int{1, 1000, 50000} {
 		matchers := []*matcher{flatMatcher(b), minimalMatcher(b)}
 		for _, m := range matchers {
-			m.cost(b, m.out, requestsOfOthers(b, open))
+			for _, frame := range requestsOfOthers(b, open) {
+				runOn(b, m.out, frame)
+			}
 		}
 		for _, class := range exchangeClasses {
 			for _, f := range []flow{flow4, flow6} {
@@ -135,8 +136,8 @@ func compareExchanges(b *testing.B, class exchangeClass, f flow, matchers []*mat
 	for b.Loop() {
 		for range rounds {
 			for i, m := range matchers {
-				asked[i] = append(asked[i], m.cost(b, m.out, requests))
-				answered[i] = append(answered[i], m.cost(b, m.in, answers))
+				a, w := m.cost(b, requests, answers)
+				asked[i], answered[i] = append(asked[i], a), append(answered[i], w)
 				if got := m.drain(); got != exchanges {
 					b.Fatalf("matcher %d: %d of %d exchanges were reported", i, got, exchanges)
 				}
@@ -167,16 +168,25 @@ func keepStatistics(b *testing.B) {
 	b.Cleanup(func() { _ = statistics.Close() })
 }
 
-// cost is what the program takes for one of the frames, in ps.
-func (m *matcher) cost(b *testing.B, p *ebpf.Program, frames [][]byte) time.Duration {
+// cost is what the programs take for one of the requests and for its answer, in ps.
+func (m *matcher) cost(b *testing.B, requests, answers [][]byte) (request, answer time.Duration) {
 	b.Helper()
-	before := runtimeOf(b, p)
-	for _, frame := range frames {
-		if _, err := p.Run(&ebpf.RunOptions{Data: frame}); err != nil {
-			b.Fatal(err)
-		}
+	outBefore, inBefore := runtimeOf(b, m.out), runtimeOf(b, m.in)
+	for i := range requests {
+		runOn(b, m.out, requests[i])
+		runOn(b, m.in, answers[i])
 	}
-	return (runtimeOf(b, p) - before) * 1000 / time.Duration(len(frames))
+	each := func(p *ebpf.Program, before time.Duration) time.Duration {
+		return (runtimeOf(b, p) - before) * 1000 / time.Duration(len(requests))
+	}
+	return each(m.out, outBefore), each(m.in, inBefore)
+}
+
+func runOn(b *testing.B, p *ebpf.Program, frame []byte) {
+	b.Helper()
+	if _, err := p.Run(&ebpf.RunOptions{Data: frame}); err != nil {
+		b.Fatal(err)
+	}
 }
 
 func runtimeOf(b *testing.B, p *ebpf.Program) time.Duration {

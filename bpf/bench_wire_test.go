@@ -14,14 +14,19 @@ import (
 // wireTraffic is what two hosts can have to do with each other.
 type wireTraffic struct {
 	name  string
-	units int // connections, octets or datagrams
+	units int // connections, exchanges, octets or datagrams
 	run   func(t testing.TB, from, to *testbed.Host, units int)
+
+	matched bool // each unit is a request and its answer
 }
 
 var wireTraffics = []wireTraffic{
-	{"connections", 2000, testbed.Connections},
-	{"bulk", 64 << 20, testbed.Bulk},
-	{"datagrams", 20000, testbed.Datagrams},
+	{"connections", 5000, testbed.Connections, true},
+	{"connections-bare", 5000, testbed.BareConnections, true},
+	{"connections-reset", 5000, testbed.ResetConnections, true},
+	{"udp-exchanges", 5000, testbed.Exchanges, true},
+	{"bulk", 64 << 20, testbed.Bulk, false},
+	{"datagrams", 20000, testbed.Datagrams, false},
 }
 
 // BenchmarkWire is real traffic between two namespaces, seen by flatd's
@@ -42,7 +47,7 @@ func BenchmarkWire(b *testing.B) {
 	client, server := testbed.Pair(b)
 	for _, traffic := range wireTraffics {
 		b.Run(traffic.name, func(b *testing.B) {
-			const rounds = 7
+			const rounds = 11
 			perPacket, perUnit := make([][]time.Duration, len(watchers)), make([][]time.Duration, len(watchers))
 			for b.Loop() {
 				for range rounds {
@@ -58,9 +63,9 @@ func BenchmarkWire(b *testing.B) {
 				b.ReportMetric(median(perPacket[i]), "ns-"+names[i]+"/packet")
 			}
 			b.ReportMetric(median(perPacket[0])/median(perPacket[2]), "x-parse")
-			if traffic.name == "connections" {
-				b.ReportMetric(median(perUnit[0]), "ns-flat/conn")
-				b.ReportMetric(median(perUnit[1]), "ns-minimal/conn")
+			if traffic.matched {
+				b.ReportMetric(median(perUnit[0]), "ns-flat/exchange")
+				b.ReportMetric(median(perUnit[1]), "ns-minimal/exchange")
 				b.ReportMetric(median(perUnit[0])/median(perUnit[1]), "x-minimal")
 			}
 		})

@@ -3,39 +3,10 @@ package testbed
 import (
 	"io"
 	"net"
-	"sync"
-	"sync/atomic"
 	"testing"
 )
 
 // What follows is traffic for benchmarks: as fast as the hosts make it.
-
-// Connections makes connections from one host to another, one after the other
-// on two threads: each with a small request and answer, ten packets.
-func Connections(t testing.TB, from, to *Host, connections int) {
-	t.Helper()
-	listener := to.Listen(t, net.JoinHostPort(to.V4, "0"))
-	defer listener.Close()
-	go AnswerEach(listener)
-	var left atomic.Int64
-	left.Store(int64(connections))
-	var workers sync.WaitGroup
-	for range 2 {
-		workers.Go(func() {
-			from.Do(func() {
-				for left.Add(-1) >= 0 {
-					conn, err := net.Dial("tcp", listener.Addr().String())
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					Ask(conn)
-				}
-			})
-		})
-	}
-	workers.Wait()
-}
 
 // Ask sends a small request, and reads its answer to the end: the other end
 // closes first, and keeps the TIME_WAIT.
