@@ -218,10 +218,12 @@ type kernelFlatRecord struct {
 }
 
 type kernelFlatSeat struct {
-	_       structs.HostLayout
-	Holder  uint64
-	Key     kernelFlatKey
-	Request [11]uint64
+	_        structs.HostLayout
+	Holder   uint64
+	Others   uint32
+	Reserved uint32
+	Key      kernelFlatKey
+	Request  [11]uint64
 }
 
 // Names of all BPF objects in the ELF.

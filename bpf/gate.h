@@ -11,8 +11,6 @@
 
 enum flat_gate {
 	GATE_HANDSHAKES, /* before the slots of awaiting.h */
-	GATE_OURS,	 /* before flat_ours, where those are that have no seat */
-	GATE_THEIRS,	 /* before flat_theirs */
 	GATE_OUR_SYNS,	 /* before the TCP requests that a RST from outside may answer */
 	GATE_THEIR_SYNS, /* before those that a RST of this host may answer */
 	GATES,

@@ -15,8 +15,6 @@ import (
 // The gates, as in enum flat_gate of gate.h.
 const (
 	gateHandshakes = iota
-	gateOurs
-	gateTheirs
 	gateOurSYNs
 	gateTheirSYNs
 	gatesCount
@@ -74,14 +72,6 @@ func (g *gates) tellSuspended() {
 		suspended = 0
 	}
 	atomic.StoreUint64(g.suspended, suspended)
-}
-
-// gateOf is that before the table of a side.
-func gateOf(side uint8) int {
-	if side == SideClient {
-		return gateOurs
-	}
-	return gateTheirs
 }
 
 // gateOfSYNs is that before the TCP requests of a side.

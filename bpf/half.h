@@ -204,7 +204,8 @@ static __always_inline __u64 mixed(__u64 hash, __u64 more)
 	return hash ^ hash >> 32;
 }
 
-/* key_hash is one for a request and its answer. */
+/* key_hash is one for a request and its answer. Keys that differ in a port alone are spread evenly.
+ */
 static __always_inline __u64 key_hash(const struct flat_key *key)
 {
 	__u64 hash = mixed((__u64)key->ifindex << 32 | key->id, key->local.halves[0]);
@@ -212,8 +213,9 @@ static __always_inline __u64 key_hash(const struct flat_key *key)
 	hash = mixed(hash, key->local.halves[1]);
 	hash = mixed(hash, key->remote.halves[0]);
 	hash = mixed(hash, key->remote.halves[1]);
-	return mixed(hash,
+	hash = mixed(hash,
 		     (__u64)key->kind << 32 | (__u32)key->local_port << 16 | key->remote_port);
+	return mixed(hash, hash >> 17);
 }
 
 /* set_exchange completes the key with what the transport header says. */

@@ -15,7 +15,7 @@
 #include "settings.h"
 
 #define PENDING_MAX 61440
-#define SEATS 256 /* of each side */
+#define SEATS 1024 /* of each side */
 #define FLOW_SETS 32768
 #define FLOW_WAYS 4 /* of each side */
 #define RING_BYTES (4 << 20)
@@ -89,6 +89,8 @@ struct flat_question {
 /* A place that the hash of a request's key names. */
 struct flat_seat {
 	__u64 holder; /* whose it is, or 0: see seat.h */
+	__u32 others; /* requests in the table whose seat this is */
+	__u32 reserved;
 	struct flat_key key;
 #ifdef FLAT_512
 	struct flat_pending request;

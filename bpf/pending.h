@@ -112,21 +112,15 @@ static __always_inline void own_process(const struct half *h, struct flat_pendin
 #endif
 }
 
-/* gate_of is that before the table of a side. */
-static __always_inline enum flat_gate gate_of(enum flat_side side)
-{
-	return side == SIDE_CLIENT ? GATE_OURS : GATE_THEIRS;
-}
-
 /* find_request is what is known of the request of a side with this key, or 0. */
 static __always_inline struct flat_pending *find_request(enum flat_side side,
 							 const struct flat_key *key, __u64 hash)
 {
-	struct flat_pending *found = find_seated(side, key, hash);
+	struct flat_seat *seat = seat_of(side, hash);
 
-	if (found || is_shut_for_all(gate_of(side)))
-		return found;
-	return bpf_map_lookup_elem(table_of(side), key);
+	if (seat && is_seated(seat, key, hash))
+		return request_in(seat);
+	return has_others(seat) ? bpf_map_lookup_elem(table_of(side), key) : 0;
 }
 
 /* found_asking is what is known of the request that a packet may be. */
@@ -149,18 +143,22 @@ static __always_inline int enter_request(enum flat_side side, struct half *h,
 					 const struct flat_pending *request)
 {
 	struct flat_seat *seat = seat_of(side, h->hash);
+	int failed;
 
 	if (seat && !seat->holder) {
 		/* From when the seat was another's. */
-		if (!is_shut_for_all(gate_of(side)) && bpf_map_lookup_elem(table_of(side), &h->key))
+		if (has_others(seat) && bpf_map_lookup_elem(table_of(side), &h->key))
 			return -EEXIST;
 		if (take_seat(seat, h, request))
 			return 0;
 	}
 	if (seat && is_tagged(seat, h->hash))
 		return -EEXIST; /* it is there, or just coming */
-	open_gate(gate_of(side), h->now);
-	return bpf_map_update_elem(table_of(side), &h->key, request, BPF_NOEXIST);
+	add_others(seat, 1);
+	failed = bpf_map_update_elem(table_of(side), &h->key, request, BPF_NOEXIST);
+	if (failed)
+		add_others(seat, -1);
+	return failed;
 }
 
 /*
@@ -169,14 +167,21 @@ static __always_inline int enter_request(enum flat_side side, struct half *h,
  */
 static __always_inline void forget(enum flat_side side, const struct half *h, bool owned)
 {
-	if (leave_seat(side, h, owned))
+	struct flat_seat *seat = seat_of(side, h->hash);
+	int failed;
+
+	if (seat && is_seated(seat, &h->key, h->hash)) {
+		leave_seat(seat, owned);
 		return;
+	}
 	if (side == SIDE_CLIENT) {
-		bpf_map_delete_elem(&flat_ours, &h->key);
+		failed = bpf_map_delete_elem(&flat_ours, &h->key);
 		barrier(); /* or clang makes one call of the two */
 	} else {
-		bpf_map_delete_elem(&flat_theirs, &h->key);
+		failed = bpf_map_delete_elem(&flat_theirs, &h->key);
 	}
+	if (!failed)
+		add_others(seat, -1);
 }
 
 /* is_current tells an exchange that goes on from one that has long been over. */

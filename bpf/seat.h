@@ -2,7 +2,8 @@
 /*
  * Seats, one of which the hash of a request's key names. As a rule few requests
  * wait at a time: they all have theirs, found without a helper, in memory that stays
- * in the CPU's cache. One whose seat is taken goes into the table of its side.
+ * in the CPU's cache. One whose seat is taken goes into the table of its side, and the
+ * seat says that there is one.
  *
  * Whoever turns a holder from 0 has the seat, by compare-and-swap, and who owns the
  * request in it (pending.h) makes it 0 again. The seal is of the request that is
@@ -56,13 +57,17 @@ static __always_inline struct flat_pending *request_in(struct flat_seat *seat)
 	return (struct flat_pending *)&seat->request;
 }
 
-/* find_seated returns the request that has its seat, or 0. */
-static __always_inline struct flat_pending *find_seated(enum flat_side side,
-							const struct flat_key *key, __u64 hash)
+/* has_others reports whether a request with this seat may be in the table. */
+static __always_inline bool has_others(const struct flat_seat *seat)
 {
-	struct flat_seat *seat = seat_of(side, hash);
+	return !seat || seat->others;
+}
 
-	return seat && is_seated(seat, key, hash) ? request_in(seat) : 0;
+/* add_others is called before one is put there, and after it was deleted. */
+static __always_inline void add_others(struct flat_seat *seat, int number)
+{
+	if (seat)
+		__sync_fetch_and_add(&seat->others, number);
 }
 
 /* take_seat seats a request, if nobody else was faster. */
@@ -80,21 +85,15 @@ static __always_inline bool take_seat(struct flat_seat *seat, const struct half 
 	return true;
 }
 
-/*
- * leave_seat ends what a request has of a seat, and returns whether it had one. From
- * one that nobody owns, user space may do so at the same moment.
- */
-static __always_inline bool leave_seat(enum flat_side side, const struct half *h, bool owned)
+/* leave_seat ends a request's hold. Where nobody owns that, user space may do so at the same
+ * moment. */
+static __always_inline void leave_seat(struct flat_seat *seat, bool owned)
 {
-	struct flat_seat *seat = seat_of(side, h->hash);
-	__u64 holder = seat ? seat->holder : 0;
+	__u64 holder = seat->holder;
 
-	if (!seat || !is_seated(seat, &h->key, h->hash))
-		return false;
 	if (!owned && !change(&seat->holder, holder, HOLDER_LEAVING))
-		return true;
+		return;
 	seat->key.kind = 0; /* nobody's */
 	barrier();
 	seat->holder = 0;
-	return true;
 }

@@ -48,20 +48,35 @@ func (s *seats) close() error {
 	return s.words.close()
 }
 
-// find copies the request that has a seat, or reports that none has.
-func (s *seats) find(side uint8, key *kernelFlatKey, p *kernelFlatPending) bool {
-	var found kernelFlatKey
-	half := s.all[:len(s.all)/2]
+// of is the seat of a request.
+func (s *seats) of(side uint8, key *kernelFlatKey) *seat {
+	each := len(s.all) / 2
+	i := int(keyHash(key) % uint64(each))
 	if side == SideServer {
-		half = s.all[len(s.all)/2:]
+		i += each
 	}
-	for i := range half {
-		if half[i].Key == *key && half[i].read(&found, p) && found == *key {
-			return true
-		}
-	}
-	return false
+	return &s.all[i]
 }
+
+// keyHash is key_hash of half.h.
+func keyHash(key *kernelFlatKey) uint64 {
+	word := func(i int) uint64 { return *(*uint64)(unsafe.Add(unsafe.Pointer(key), 8*i)) }
+	mixed := func(hash, more uint64) uint64 {
+		hash = (hash ^ more) * 0x9e3779b97f4a7c15
+		return hash ^ hash>>32
+	}
+	hash := mixed(uint64(key.Ifindex)<<32|uint64(key.Id), word(0)) // the addresses are the first four words
+	for i := 1; i < 4; i++ {
+		hash = mixed(hash, word(i))
+	}
+	hash = mixed(hash, uint64(key.Kind)<<32|uint64(key.LocalPort)<<16|uint64(key.RemotePort))
+	return mixed(hash, hash>>17)
+}
+
+// addOthers counts a request into the table, before it is put there, or out of it,
+// after it was deleted. A daemon that is killed between the two leaves one too many,
+// which costs a look into the table.
+func (s *seat) addOthers(number int32) { atomic.AddUint32(&s.Others, uint32(number)) }
 
 // holderLeaving is HOLDER_LEAVING of seat.h.
 const holderLeaving = 1

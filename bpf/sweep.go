@@ -65,9 +65,6 @@ func (s *State) Sweep(now uint64, limit time.Duration, timedOut func(side uint8,
 	s.gates.tellSuspended()
 	quiet := s.gates.quiet()
 	err := s.eachRequest(func(at place, key *kernelFlatKey, p *kernelFlatPending) error {
-		if at.seat == nil {
-			behind[gateOf(at.side)]++
-		}
 		if key.Kind == kindTCP {
 			behind[gateOfSYNs(at.side)]++
 		}
@@ -168,7 +165,8 @@ func (s *State) eachRequest(visit func(at place, key *kernelFlatKey, p *kernelFl
 
 // find reads what is known of a request; ErrKeyNotExist: nothing.
 func (s *State) find(side uint8, key *kernelFlatKey, p *kernelFlatPending) error {
-	if s.seats.find(side, key, p) {
+	var seated kernelFlatKey
+	if s.seats.of(side, key).read(&seated, p) && seated == *key {
 		return nil
 	}
 	return s.table(side).Lookup(key, p)
@@ -233,11 +231,15 @@ func (s *State) granted(c *claimed) (bool, error) {
 // enter puts what is known of a request into the table of its side. If the same
 // key, or the last room, has been taken meanwhile, that request stays.
 func (s *State) enter(side uint8, key *kernelFlatKey, p *kernelFlatPending) error {
-	s.gates.open(gateOf(side))
 	if key.Kind == kindTCP {
 		s.gates.open(gateOfSYNs(side))
 	}
+	seat := s.seats.of(side, key)
+	seat.addOthers(1)
 	err := s.table(side).Update(key, p, ebpf.UpdateNoExist)
+	if err != nil {
+		seat.addOthers(-1)
+	}
 	if err != nil && !errors.Is(err, ebpf.ErrKeyExist) && !errors.Is(err, unix.E2BIG) {
 		return fmt.Errorf("enter a request into the table: %w", err)
 	}
@@ -278,7 +280,10 @@ func (s *State) forget(at place, key *kernelFlatKey, p *kernelFlatPending) error
 	if err != nil || current != *p {
 		return unlessGone("look at an old request", err)
 	}
-	return unlessGone("forget an old request", table.Delete(key))
+	if err = table.Delete(key); err == nil {
+		s.seats.of(at.side, key).addOthers(-1)
+	}
+	return unlessGone("forget an old request", err)
 }
 
 func unlessGone(what string, err error) error {

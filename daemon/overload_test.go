@@ -213,7 +213,7 @@ func TestFullTablesWhileAwayAreToldOnce(t *testing.T) {
 	client, _ := testbed.Pair(t)
 	s := newSetup(t, client, testbed.Build(t, "flatd", ""), quickTimeouts)
 	s.start(t).end(syscall.SIGTERM)
-	const n, room = 70_000, 61440 + 256 // PENDING_MAX and SEATS
+	const n, room = 70_000, 61440 + 1024 // PENDING_MAX and SEATS
 	socket, datagram := rawSocket(t, client), newDatagram()
 	from := netip.AddrPortFrom(netip.MustParseAddr(client.V4), 9)
 	for i := range n {
