@@ -71,14 +71,23 @@ static __always_inline bool is_idle(const struct half *h, __u64 word)
 	return !word || quiet_units(h, word) > udp_idle(h) >> FLOW_UNIT_SHIFT;
 }
 
-/* find_flow returns the place of a flow that is not idle among the ways of its set, or 0. */
+/*
+ * find_flow returns the place of a flow that is not idle among the ways of its set,
+ * or 0. The verifier need not know which, and follow each.
+ */
 static __always_inline __u64 *find_flow(const struct half *h, __u64 *ways)
 {
+	__u64 found = FLOW_WAYS;
+
 #pragma unroll
 	for (int i = 0; i < FLOW_WAYS; i++)
 		if (ways[i] >> FLOW_TAG_SHIFT == h->hash >> FLOW_TAG_SHIFT && !is_idle(h, ways[i]))
-			return &ways[i];
-	return 0;
+			found = i;
+	found = opaque(h->skb, found);
+	if (found >= FLOW_WAYS)
+		return 0;
+	barrier_var(found); /* or clang drops the bound that the verifier wants to see */
+	return &ways[found & (FLOW_WAYS - 1)];
 }
 
 /* see notes that a flow goes on, in this state. */

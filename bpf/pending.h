@@ -135,16 +135,27 @@ static __always_inline struct flat_pending *found_answering(struct half *h)
 	return find_request(side_of_answer(h->direction), &h->key, h->hash);
 }
 
-/*
- * enter_request puts a new request into its seat, or else into the table of its
- * side. It returns a negative error number: -EEXIST if the request is known.
- */
-static __always_inline int enter_request(enum flat_side side, struct half *h,
-					 const struct flat_pending *request)
+/* enter_table puts a new request into the table of its side, or returns a negative error number. */
+static __always_inline int enter_table(enum flat_side side, struct flat_seat *seat,
+				       const struct flat_key *key,
+				       const struct flat_pending *request)
 {
-	struct flat_seat *seat = seat_of(side, h->hash);
-	int failed;
+	int failed; /* an int: before Linux 6.4 helpers leave the upper half as it is */
 
+	add_others(seat, 1);
+	failed = bpf_map_update_elem(table_of(side), key, request, BPF_NOEXIST);
+	if (failed)
+		add_others(seat, -1);
+	return failed;
+}
+
+/*
+ * enter puts a new request into its seat, or else into the table. It returns a
+ * negative error number: -EEXIST if the request is known.
+ */
+static __always_inline int enter(enum flat_side side, struct flat_seat *seat, struct half *h,
+				 const struct flat_pending *request)
+{
 	if (seat && !seat->holder) {
 		/* From when the seat was another's. */
 		if (has_others(seat) && bpf_map_lookup_elem(table_of(side), &h->key))
@@ -154,11 +165,7 @@ static __always_inline int enter_request(enum flat_side side, struct half *h,
 	}
 	if (seat && is_tagged(seat, h->hash))
 		return -EEXIST; /* it is there, or just coming */
-	add_others(seat, 1);
-	failed = bpf_map_update_elem(table_of(side), &h->key, request, BPF_NOEXIST);
-	if (failed)
-		add_others(seat, -1);
-	return failed;
+	return enter_table(side, seat, &h->key, request);
 }
 
 /*
@@ -220,7 +227,8 @@ __subprogram bool remember(struct half *h)
 	bool is_wanted = wanted(h, side);
 	struct flat_pending *found = 0;
 	struct flat_pending request;
-	int failed = 0; /* an int: before Linux 6.4 helpers leave the upper half as it is */
+	struct flat_seat *seat;
+	int failed = 0;
 
 	if (!is_wanted)
 		found = found_asking(h); /* from before the filter was such */
@@ -240,8 +248,11 @@ __subprogram bool remember(struct half *h)
 		own_socket(h->skb, &request.cgroup, &request.uid);
 		own_process(h, &request);
 	}
+	seat = seat_of(side, h->hash);
+	if (have_seats && !seat)
+		return false; /* never */
 	if (!found) {
-		failed = enter_request(side, h, &request);
+		failed = enter(side, seat, h, &request);
 		if (failed == -EEXIST) {
 			found = found_asking(h);
 			if (!found || is_repeat(h, found)) {
@@ -261,7 +272,7 @@ __subprogram bool remember(struct half *h)
 			count(COUNT_REPLACED);
 		}
 		forget(side, h, open);
-		failed = enter_request(side, h, &request);
+		failed = enter_table(side, seat, &h->key, &request);
 	}
 	count(COUNT_REQUESTS);
 	if (failed)

@@ -21,16 +21,17 @@
 /* Whoever has this in the place of a holder is about to end it. */
 #define HOLDER_LEAVING 1
 
+#ifdef FLAT_512
+#define have_seats true
+#else
+#define have_seats false
+#endif
+
 static __always_inline struct flat_seat *seat_of(enum flat_side side, __u64 hash)
 {
 	__u32 index = (hash & (SEATS - 1)) + (side == SIDE_CLIENT ? 0 : SEATS);
 
-#ifdef FLAT_512
-	return bpf_map_lookup_elem(&flat_seats, &index);
-#else
-	(void)index;
-	return 0;
-#endif
+	return have_seats ? bpf_map_lookup_elem(&flat_seats, &index) : 0;
 }
 
 static __always_inline bool is_tagged(const struct flat_seat *seat, __u64 hash)
@@ -60,7 +61,7 @@ static __always_inline struct flat_pending *request_in(struct flat_seat *seat)
 /* has_others reports whether a request with this seat may be in the table. */
 static __always_inline bool has_others(const struct flat_seat *seat)
 {
-	return !seat || seat->others;
+	return seat ? seat->others : !have_seats;
 }
 
 /* add_others is called before one is put there, and after it was deleted. */
