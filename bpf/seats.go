@@ -41,6 +41,13 @@ func openSeats(m *ebpf.Map) (*seats, error) {
 	return &seats{w, unsafe.Slice((*seat)(unsafe.Pointer(&w.words[0])), m.MaxEntries())}, nil
 }
 
+// repair frees the seats that a killed daemon was about to empty.
+func (s *seats) repair() {
+	for i := range s.all {
+		atomic.CompareAndSwapUint64(&s.all[i].Holder, holderLeaving, 0)
+	}
+}
+
 func (s *seats) close() error {
 	if s == nil {
 		return nil
@@ -78,7 +85,7 @@ func keyHash(key *kernelFlatKey) uint64 {
 // which costs a look into the table.
 func (s *seat) addOthers(number int32) { atomic.AddUint32(&s.Others, uint32(number)) }
 
-// holderLeaving is HOLDER_LEAVING of seat.h.
+// holderLeaving is HOLDER_LEAVING of seat.h: who empties a seat is alone with it.
 const holderLeaving = 1
 
 // holderTimeMask is of that part of a holder which tells requests apart that follow

@@ -4,6 +4,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/flatd/flatd/bpf/testbed"
 )
 
 // waiting is where the one request is that is known.
@@ -107,6 +109,17 @@ func TestARequestWithoutASeatIsInTheTable(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// A daemon that was killed while it emptied a seat leaves it to the next.
+func TestASeatCutShortIsFreed(t *testing.T) {
+	path := testbed.BPFFS(t)
+	k := session(t, path)
+	k.seats.all[7].Holder = holderLeaving
+	k.leave()
+	if k = session(t, path); k.seats.all[7].Holder != 0 {
+		t.Errorf("it is still held, by %#x", k.seats.all[7].Holder)
 	}
 }
 

@@ -108,6 +108,7 @@ func open(pinPath string, mode Mode, specOf func() (*ebpf.CollectionSpec, error)
 	if s.seats, err = openSeats(s.maps.FlatSeats); err != nil {
 		return s, err
 	}
+	s.seats.repair()
 	if s.gates, err = openGates(s.dir, spec); err != nil {
 		return s, err
 	}
