@@ -60,8 +60,8 @@ func TestLossyPath(t *testing.T) {
 	if err := all.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	atClient.Stop()
-	atServer.Stop()
+	atClient.End()
+	atServer.End()
 
 	asked := near.judge(t, atClient.Found("client", tshark.Addressed(client)), "client")
 	sameDurations(t, asked)

@@ -56,8 +56,8 @@ func TestRealServices(t *testing.T) {
 		tr.connectInVain(silentV4)
 		tr.connectInVain(silentV6)
 	}
-	atClient.Stop()
-	atServer.Stop()
+	atClient.End()
+	atServer.End()
 
 	asked := near.judge(t, atClient.Found("client", tshark.Addressed(client)), "client")
 	sameDurations(t, asked)

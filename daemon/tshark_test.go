@@ -127,8 +127,8 @@ func TestEventsAreTsharks(t *testing.T) {
 			}
 			near.waitN("all of the client's", rounds*(answeredOfEverything+silentOnClient), onSide("client"))
 			far.waitN("all of the server's", rounds*(answeredOfEverything+silentOnServer), onSide("server"))
-			atClient.Stop()
-			atServer.Stop()
+			atClient.End()
+			atServer.End()
 			sameDurations(t, near.judge(t, atClient.Found("client", tshark.Addressed(client)), "client"))
 			sameDurations(t, far.judge(t, atServer.Found("server", tshark.Addressed(server)), "server"))
 		})

@@ -123,17 +123,18 @@ const (
 	retryMax = 2 * time.Second
 )
 
-// again asks until flatd answers.
+// again asks until flatd answers. One that has just gone may answer for a moment
+// yet, so that it waits before it asks, too.
 func (s *socketSource) again(ctx context.Context, query url.Values) (*http.Response, error) {
 	for pause := retryMin; ; pause = min(2*pause, retryMax) {
-		response, err := s.client.do(ctx, http.MethodGet, "/v1/events?"+query.Encode())
-		if _, refused := errors.AsType[refusal](err); err == nil || refused || errors.Is(err, fs.ErrPermission) {
-			return response, err
-		}
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-time.After(pause):
+		}
+		response, err := s.client.do(ctx, http.MethodGet, "/v1/events?"+query.Encode())
+		if _, refused := errors.AsType[refusal](err); err == nil || refused || errors.Is(err, fs.ErrPermission) {
+			return response, err
 		}
 	}
 }

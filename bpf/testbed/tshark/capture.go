@@ -69,6 +69,13 @@ func (c *Capture) Mark(text string) {
 	}
 }
 
+// End ends the recording once all that was sent is in it.
+func (c *Capture) End() {
+	c.t.Helper()
+	c.Mark("the capture ends")
+	c.Stop()
+}
+
 // Stop ends the recording, once. If packets are missing in it the test fails.
 func (c *Capture) Stop() {
 	c.t.Helper()
