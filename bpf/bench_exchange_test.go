@@ -48,16 +48,7 @@ func flatMatcher(b *testing.B) *matcher {
 // forgetFinished clears the tables of what is over.
 func (k *kernel) forgetFinished() {
 	k.t.Helper()
-	err := k.eachRequest(func(at place, key *kernelFlatKey, p *kernelFlatPending) error {
-		if isOpen(p) {
-			return nil
-		}
-		return k.State.forget(at, key, p)
-	})
-	if err != nil {
-		k.t.Fatal(err)
-	}
-	k.forgetFlows()
+	k.forgetIf(func(p *kernelFlatPending) bool { return !isOpen(p) })
 }
 
 // drain returns how many records there were.

@@ -13,8 +13,7 @@
 
 #include "half.h"
 
-/* A flow's word, from the top: 40 bits of its hash, its state, when it was last seen. */
-#define FLOW_TAG_SHIFT 24
+/* A flow's word, from the top: the tag of its hash, its state, when it was last seen. */
 #define FLOW_STATE_SHIFT 22
 #define FLOW_TIME_MASK ((1U << FLOW_STATE_SHIFT) - 1)
 
@@ -48,8 +47,7 @@ static __always_inline __u32 flow_unit(const struct half *h)
 /* flow_word is that of a flow which is seen now. */
 static __always_inline __u64 flow_word(const struct half *h, enum flow_state state)
 {
-	return h->hash >> FLOW_TAG_SHIFT << FLOW_TAG_SHIFT | (__u64)state << FLOW_STATE_SHIFT |
-	       flow_unit(h);
+	return tag_of(h->hash) | (__u64)state << FLOW_STATE_SHIFT | flow_unit(h);
 }
 
 static __always_inline enum flow_state flow_state(__u64 word)
@@ -57,8 +55,7 @@ static __always_inline enum flow_state flow_state(__u64 word)
 	return word >> FLOW_STATE_SHIFT & 3;
 }
 
-/* quiet_units is for how long a flow has been quiet. Another CPU may have seen it a little later.
- */
+/* quiet_units is how long a flow has been quiet; another CPU may have seen it a little later. */
 static __always_inline __u32 quiet_units(const struct half *h, __u64 word)
 {
 	__u32 units = (flow_unit(h) + 1 - (__u32)word) & FLOW_TIME_MASK;
@@ -81,7 +78,7 @@ static __always_inline __u64 *find_flow(const struct half *h, __u64 *ways)
 
 #pragma unroll
 	for (int i = 0; i < FLOW_WAYS; i++)
-		if (ways[i] >> FLOW_TAG_SHIFT == h->hash >> FLOW_TAG_SHIFT && !is_idle(h, ways[i]))
+		if (has_tag(ways[i], h->hash) && !is_idle(h, ways[i]))
 			found = i;
 	found = opaque(h->skb, found);
 	if (found >= FLOW_WAYS)

@@ -261,7 +261,7 @@ func (z *fuzzed) drain() {
 // forget empties the seats and the tables. They are few, and small.
 func (z *fuzzed) forget() {
 	z.t.Helper()
-	z.forgetFlows()
+	z.flows(func(words []uint64) { clear(words) })
 	for i := range z.seats.all {
 		var key kernelFlatKey
 		var p kernelFlatPending

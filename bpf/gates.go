@@ -44,9 +44,9 @@ func openGates(dir string, spec *ebpf.CollectionSpec) (*gates, error) {
 		return nil, explain(fmt.Errorf("open the pinned variables: %w", err))
 	}
 	defer m.Close() // the memory keeps the map
-	memory, err := unix.Mmap(m.FD(), 0, int(m.ValueSize()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	memory, err := mapMemory(m)
 	if err != nil {
-		return nil, fmt.Errorf("map the variables: %w", err)
+		return nil, err
 	}
 	g := &gates{memory, (*[gatesCount]gate)(unsafe.Pointer(&memory[all.Offset])), (*uint64)(unsafe.Pointer(&memory[suspended.Offset]))}
 	g.tellSuspended()

@@ -204,8 +204,7 @@ static __always_inline __u64 mixed(__u64 hash, __u64 more)
 	return hash ^ hash >> 32;
 }
 
-/* key_hash is one for a request and its answer. Keys that differ in a port alone are spread evenly.
- */
+/* key_hash is one for a request and its answer; keys of ports in a row are spread evenly. */
 static __always_inline __u64 key_hash(const struct flat_key *key)
 {
 	__u64 hash = mixed((__u64)key->ifindex << 32 | key->id, key->local.halves[0]);
@@ -216,6 +215,19 @@ static __always_inline __u64 key_hash(const struct flat_key *key)
 	hash = mixed(hash,
 		     (__u64)key->kind << 32 | (__u32)key->local_port << 16 | key->remote_port);
 	return mixed(hash, hash >> 17);
+}
+
+/* A tag is the upper 40 bits of a hash; what is below it in a word is something else's. */
+#define TAG_SHIFT 24
+
+static __always_inline __u64 tag_of(__u64 hash)
+{
+	return hash >> TAG_SHIFT << TAG_SHIFT;
+}
+
+static __always_inline bool has_tag(__u64 word, __u64 hash)
+{
+	return word >> TAG_SHIFT == hash >> TAG_SHIFT;
 }
 
 /* set_exchange completes the key with what the transport header says. */

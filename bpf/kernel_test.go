@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -146,34 +147,57 @@ func (k *kernel) run(p *ebpf.Program, frame []byte) {
 // clear forgets all pending exchanges.
 func (k *kernel) clear() {
 	k.t.Helper()
-	err := k.eachRequest(func(at place, key *kernelFlatKey, p *kernelFlatPending) error {
+	k.forgetIf(func(p *kernelFlatPending) bool {
 		if isOpen(p) {
 			k.cleared++
+		}
+		return true
+	})
+}
+
+// forgetIf forgets the requests of which that is true, and all UDP flows.
+func (k *kernel) forgetIf(is func(*kernelFlatPending) bool) {
+	k.t.Helper()
+	err := k.eachRequest(func(at place, key *kernelFlatKey, p *kernelFlatPending) error {
+		if !is(p) {
+			return nil
 		}
 		return k.forget(at, key, p)
 	})
 	if err != nil {
 		k.t.Fatal(err)
 	}
-	k.forgetFlows()
+	k.flows(func(words []uint64) { clear(words) })
 }
 
-// forgetFlows makes every UDP flow idle.
-func (k *kernel) forgetFlows() {
+// flows calls use with the words of all UDP flows, in the kernel's memory.
+func (k *kernel) flows(use func(words []uint64)) {
 	k.t.Helper()
-	flows, err := mapWords(k.maps.FlatFlows)
-	if err != nil {
+	if err := withFlows(k.maps.FlatFlows, func(words []uint64) error { use(words); return nil }); err != nil {
 		k.t.Fatal(err)
 	}
-	defer flows.close()
-	clear(flows.words)
+}
+
+// flowTime is the time in the word of a flow.
+const flowTime = 1<<22 - 1 // FLOW_TIME_MASK
+
+// age makes every UDP flow as if it had been seen so much earlier.
+func (k *kernel) age(by time.Duration) {
+	k.t.Helper()
+	k.flows(func(words []uint64) {
+		for i, word := range words {
+			if word != 0 {
+				words[i] = word&^flowTime | (word-uint64(by)>>24)&flowTime
+			}
+		}
+	})
 }
 
 // crowdSeats leaves no seat free, but for each of the given number; 0: none at all.
 func (k *kernel) crowdSeats(but int) {
 	for i := range k.seats.all {
 		if s := &k.seats.all[i]; s.Holder == 0 && (but == 0 || i%but != 0) {
-			s.Holder = 1 // nobody's
+			s.Holder = holderLeaving // nobody's
 		}
 	}
 }
@@ -181,18 +205,15 @@ func (k *kernel) crowdSeats(but int) {
 // crowdFlows leaves no place for another UDP flow.
 func (k *kernel) crowdFlows() {
 	k.t.Helper()
-	flows, err := mapWords(k.maps.FlatFlows)
-	if err != nil {
-		k.t.Fatal(err)
-	}
-	defer flows.close()
 	const answered = 2 << 22 // FLOW_ANSWERED
-	now := BootTime() >> 24 & (1<<22 - 1)
-	for i := range flows.words {
-		if flows.words[i] == 0 {
-			flows.words[i] = uint64(i+1)<<24 | answered | now
+	now := BootTime() >> 24 & flowTime
+	k.flows(func(words []uint64) {
+		for i := range words {
+			if words[i] == 0 {
+				words[i] = uint64(i+1)<<24 | answered | now
+			}
 		}
-	}
+	})
 }
 
 // next is the next record, valid until the one after it. Every record of the

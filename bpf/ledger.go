@@ -79,10 +79,9 @@ func openLedger(dir string) (*ledger, error) {
 		return nil, err
 	}
 	defer m.Close() // the memory keeps the map
-	size := int(unsafe.Sizeof(ledgerPage{}))
-	memory, err := unix.Mmap(m.FD(), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	memory, err := mapMemory(m)
 	if err != nil {
-		return nil, fmt.Errorf("map the ledger: %w", err)
+		return nil, err
 	}
 	return &ledger{memory: memory, ledgerPage: (*ledgerPage)(unsafe.Pointer(&memory[0]))}, nil
 }

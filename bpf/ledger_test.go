@@ -182,7 +182,7 @@ func TestTheLedgerKeepsTheNewestTimeouts(t *testing.T) {
 	for n := range uint32(timeoutsMax + more) {
 		key.Id = n
 		p := kernelFlatPending{FirstNs: 1 + uint64(n)}
-		p.Seal = p.FirstNs ^ uint64(key.Id^key.Kind)<<32 // seal_of in pending.h
+		p.Seal = p.FirstNs ^ keyHash(&key) // seal_of in pending.h
 		if err := k.enter(SideClient, &key, &p); err != nil {
 			t.Fatal(err)
 		}

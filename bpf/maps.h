@@ -51,7 +51,7 @@ enum flat_state {
 struct flat_pending {
 	__u64 first_ns; /* first request packet */
 	__u64 last_ns;	/* latest request packet */
-	__u64 seal;	/* seal_of() its key and first_ns; 0: broken */
+	__u64 seal;	/* seal_of() its hash and first_ns; 0: broken */
 	__u64 cgroup;	/* of the local socket; 0: unknown */
 	__u32 uid;	/* of its owner, if the cgroup is known */
 	__u32 isn;	/* TCP: sequence number of the SYN */
@@ -150,8 +150,7 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } flat_questions SEC(".maps");
 
-/* UDP flows: see flow.h. What can be mapped into memory begins with a page, so that a set is a
- * cache line. */
+/* UDP flows: see flow.h. What user space can map begins with a page: a set is a cache line. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, FLOW_SETS);

@@ -12,6 +12,7 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // Older is the state of a release whose maps have another layout, in a
@@ -198,22 +199,26 @@ func (s *State) inheritFlows(o *Older) error {
 	if o.maps.FlatFlows == nil || o.maps.FlatFlows.MaxEntries() != s.maps.FlatFlows.MaxEntries() {
 		return nil
 	}
-	theirs, err := mapWords(o.maps.FlatFlows)
+	return withFlows(o.maps.FlatFlows, func(theirs []uint64) error {
+		return withFlows(s.maps.FlatFlows, func(ours []uint64) error {
+			for i := range theirs {
+				if word := atomic.LoadUint64(&theirs[i]); word != 0 {
+					atomic.CompareAndSwapUint64(&ours[i], 0, word)
+				}
+			}
+			return nil
+		})
+	})
+}
+
+// withFlows calls use with the words of flow.h, of all sets, in the kernel's memory.
+func withFlows(flows *ebpf.Map, use func(words []uint64) error) error {
+	memory, err := mapMemory(flows)
 	if err != nil {
 		return err
 	}
-	defer theirs.close()
-	ours, err := mapWords(s.maps.FlatFlows)
-	if err != nil {
-		return err
-	}
-	defer ours.close()
-	for i := range theirs.words {
-		if word := atomic.LoadUint64(&theirs.words[i]); word != 0 {
-			atomic.CompareAndSwapUint64(&ours.words[i], 0, word)
-		}
-	}
-	return nil
+	words := unsafe.Slice((*uint64)(unsafe.Pointer(&memory[0])), len(memory)/8)
+	return errors.Join(use(words), unix.Munmap(memory))
 }
 
 // TakenOver is what TakeOver returned to this daemon or one before it; 0: it

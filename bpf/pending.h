@@ -15,12 +15,9 @@
  * may become another request's at any moment after it was looked up, which then
  * shows in its seal.
  */
-static __always_inline __u64 seal_of(const struct flat_key *key, __u64 first_ns)
+static __always_inline __u64 seal_of(__u64 hash, __u64 first_ns)
 {
-	__u64 ends = key->local.halves[1] ^ key->remote.halves[1];
-	__u32 ports = (__u32)key->local_port << 16 | key->remote_port;
-
-	return first_ns ^ ends ^ ((__u64)(key->id ^ key->kind) << 32 | ports);
+	return first_ns ^ hash;
 }
 
 /*
@@ -28,11 +25,11 @@ static __always_inline __u64 seal_of(const struct flat_key *key, __u64 first_ns)
  * yet. Until its owner takes it out of the table or says what has become of it, the
  * entry stays as it is.
  */
-static __always_inline bool own(const struct flat_key *key, struct flat_pending *found)
+static __always_inline bool own(__u64 hash, struct flat_pending *found)
 {
-	__u64 seal = seal_of(key, found->first_ns);
+	__u64 seal = seal_of(hash, found->first_ns);
 #ifdef FLAT_512
-	return __sync_val_compare_and_swap(&found->seal, seal, 0) == seal;
+	return change(&found->seal, seal, 0);
 #else
 	bool whole;
 
@@ -49,7 +46,7 @@ static __always_inline bool own(const struct flat_key *key, struct flat_pending 
 static __always_inline void new_request(const struct half *h, struct flat_pending *request)
 {
 	__builtin_memset(request, 0, sizeof(*request)); /* a literal is cleared octet by octet */
-	request->seal = seal_of(&h->key, h->now);
+	request->seal = seal_of(h->hash, h->now);
 	request->first_ns = h->now;
 	request->last_ns = h->now;
 	request->ifindex = h->skb->ifindex;
@@ -163,7 +160,7 @@ static __always_inline int enter(enum flat_side side, struct flat_seat *seat, st
 		if (take_seat(seat, h, request))
 			return 0;
 	}
-	if (seat && is_tagged(seat, h->hash))
+	if (seat && has_tag(seat->holder, h->hash))
 		return -EEXIST; /* it is there, or just coming */
 	return enter_table(side, seat, &h->key, request);
 }
@@ -265,7 +262,7 @@ __subprogram bool remember(struct half *h)
 		bool open = is_open(found);
 
 		if (open) {
-			if (!own(&h->key, found)) {
+			if (!own(h->hash, found)) {
 				repeat(h, 0);
 				return false;
 			}
@@ -291,7 +288,7 @@ __subprogram bool finish(struct half *h, enum flat_side side, struct flat_pendin
 	const struct flat_options *s = h->settings;
 	__u64 duration;
 
-	if (!own(&h->key, found))
+	if (!own(h->hash, found))
 		return false;
 	/* Two CPUs may see request and answer with clocks a little apart. */
 	if (found->first_ns > a->at_ns)
@@ -353,9 +350,10 @@ struct flat_overdue {
  */
 static __always_inline bool claim(const struct flat_overdue *c)
 {
-	struct flat_pending *found = find_request(c->side, &c->key, key_hash(&c->key));
+	__u64 hash = key_hash(&c->key);
+	struct flat_pending *found = find_request(c->side, &c->key, hash);
 
-	if (!found || !is_open(found) || found->first_ns != c->first_ns || !own(&c->key, found))
+	if (!found || !is_open(found) || found->first_ns != c->first_ns || !own(hash, found))
 		return false;
 	found->state = STATE_REPORTED;
 	return true;

@@ -14,9 +14,8 @@
 
 #include "half.h"
 
-/* A holder: the upper 40 bits of the hash, and the lower 24 of first_ns, for user space. */
-#define HOLDER_TAG_SHIFT 24
-#define HOLDER_TIME_MASK ((1U << HOLDER_TAG_SHIFT) - 1)
+/* A holder: the tag of the hash, and below it, for user space, so much of first_ns. */
+#define HOLDER_TIME_MASK ((1U << TAG_SHIFT) - 1)
 
 /* Whoever has this in the place of a holder is about to end it. */
 #define HOLDER_LEAVING 1
@@ -34,18 +33,13 @@ static __always_inline struct flat_seat *seat_of(enum flat_side side, __u64 hash
 	return have_seats ? bpf_map_lookup_elem(&flat_seats, &index) : 0;
 }
 
-static __always_inline bool is_tagged(const struct flat_seat *seat, __u64 hash)
-{
-	return seat->holder >> HOLDER_TAG_SHIFT == hash >> HOLDER_TAG_SHIFT;
-}
-
 static __always_inline bool is_seated(const struct flat_seat *seat, const struct flat_key *key,
 				      __u64 hash)
 {
 	const __u64 *a = (const void *)&seat->key, *b = (const void *)key;
 	__u64 differ = 0;
 
-	if (!is_tagged(seat, hash))
+	if (!has_tag(seat->holder, hash))
 		return false;
 #pragma unroll
 	for (__u32 i = 0; i < sizeof(*key) / sizeof(*a); i++)
@@ -75,8 +69,7 @@ static __always_inline void add_others(struct flat_seat *seat, int number)
 static __always_inline bool take_seat(struct flat_seat *seat, const struct half *h,
 				      const struct flat_pending *request)
 {
-	__u64 holder = h->hash >> HOLDER_TAG_SHIFT << HOLDER_TAG_SHIFT |
-		       (request->first_ns & HOLDER_TIME_MASK);
+	__u64 holder = tag_of(h->hash) | (request->first_ns & HOLDER_TIME_MASK);
 
 	if (!change(&seat->holder, 0, holder))
 		return false;
@@ -86,8 +79,7 @@ static __always_inline bool take_seat(struct flat_seat *seat, const struct half 
 	return true;
 }
 
-/* leave_seat ends a request's hold. Where nobody owns that, user space may do so at the same
- * moment. */
+/* leave_seat empties a seat. Where nobody owns the request, user space may do so at this moment. */
 static __always_inline void leave_seat(struct flat_seat *seat, bool owned)
 {
 	__u64 holder = seat->holder;

@@ -9,36 +9,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// words are the values of an array map, in the kernel's memory.
-type words struct {
-	memory []byte
-	words  []uint64
-}
-
-func mapWords(m *ebpf.Map) (*words, error) {
+// mapMemory is the memory of an array map, the kernel's own. The caller unmaps it.
+func mapMemory(m *ebpf.Map) ([]byte, error) {
 	memory, err := unix.Mmap(m.FD(), 0, int(m.MaxEntries()*m.ValueSize()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return nil, fmt.Errorf("map the memory of %v: %w", m, err)
 	}
-	return &words{memory, unsafe.Slice((*uint64)(unsafe.Pointer(&memory[0])), len(memory)/8)}, nil
+	return memory, nil
 }
-
-func (w *words) close() error { return unix.Munmap(w.memory) }
 
 // seats are those of seat.h, of this host's requests and then of those to it.
 type seats struct {
-	*words
-	all []seat
+	memory []byte
+	all    []seat
 }
 
 type seat kernelFlatSeat
 
 func openSeats(m *ebpf.Map) (*seats, error) {
-	w, err := mapWords(m)
+	memory, err := mapMemory(m)
 	if err != nil {
 		return nil, err
 	}
-	return &seats{w, unsafe.Slice((*seat)(unsafe.Pointer(&w.words[0])), m.MaxEntries())}, nil
+	return &seats{memory, unsafe.Slice((*seat)(unsafe.Pointer(&memory[0])), m.MaxEntries())}, nil
 }
 
 // repair frees the seats that a killed daemon was about to empty.
@@ -52,7 +45,7 @@ func (s *seats) close() error {
 	if s == nil {
 		return nil
 	}
-	return s.words.close()
+	return unix.Munmap(s.memory)
 }
 
 // of is the seat of a request.

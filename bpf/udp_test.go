@@ -151,6 +151,23 @@ func TestAUDPFlowMakesRoomForAnother(t *testing.T) {
 	}
 }
 
+// A stream is one exchange for as long as it goes on, from either end.
+func TestAStreamStaysOneExchange(t *testing.T) {
+	k := openKernel(t)
+	k.out(flow4.udp(t, 1))
+	k.in(flow4.back().udp(t, 2))
+	for range 3 {
+		k.age(20 * time.Second) // of the 30 after which it is idle
+		k.out(flow4.udp(t, 3))
+		k.age(20 * time.Second)
+		k.in(flow4.back().udp(t, 4))
+	}
+	k.counted(counts{"requests": 1, "finished": 1, "flow": 6})
+	k.age(40 * time.Second)
+	k.out(flow4.udp(t, 5))
+	k.counted(counts{"requests": 1})
+}
+
 // A flow is its five-tuple's, whichever others share its set.
 func TestUDPFlowsAreToldApart(t *testing.T) {
 	k := openKernel(t)
