@@ -16,31 +16,25 @@ import (
 // can: each with a small request and answer, ten packets.
 func Connections(t testing.TB, from, to *Host, connections int) {
 	t.Helper()
-	storm(t, from, to, unix.SOCK_STREAM, connections, func(listener int, at unix.Sockaddr) error {
-		return connection(listener, at, func(client, server int) error {
-			return errors.Join(pass(client, server, 100), pass(server, client, 1000), unix.Close(server), unix.Close(client))
-		})
+	connect(t, from, to, connections, func(client, server int) error {
+		return errors.Join(pass(client, server, 100), pass(server, client, 1000), unix.Close(server), unix.Close(client))
 	})
 }
 
 // BareConnections are nothing but begun and ended, which takes six packets.
 func BareConnections(t testing.TB, from, to *Host, connections int) {
 	t.Helper()
-	storm(t, from, to, unix.SOCK_STREAM, connections, func(listener int, at unix.Sockaddr) error {
-		return connection(listener, at, func(client, server int) error {
-			return errors.Join(unix.Close(server), unix.Close(client))
-		})
+	connect(t, from, to, connections, func(client, server int) error {
+		return errors.Join(unix.Close(server), unix.Close(client))
 	})
 }
 
 // ResetConnections end with a RST of the client's, the fourth packet.
 func ResetConnections(t testing.TB, from, to *Host, connections int) {
 	t.Helper()
-	storm(t, from, to, unix.SOCK_STREAM, connections, func(listener int, at unix.Sockaddr) error {
-		return connection(listener, at, func(client, server int) error {
-			reset := unix.SetsockoptLinger(client, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-			return errors.Join(reset, unix.Close(client), unix.Close(server))
-		})
+	connect(t, from, to, connections, func(client, server int) error {
+		reset := unix.SetsockoptLinger(client, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		return errors.Join(reset, unix.Close(client), unix.Close(server))
 	})
 }
 
@@ -123,22 +117,26 @@ func listen(h *Host, kind int) (socket int, at unix.Sockaddr, err error) {
 	return socket, at, err
 }
 
-// connection makes one, and has use do with its ends what it likes, and close them.
-func connection(listener int, at unix.Sockaddr, use func(client, server int) error) error {
-	client, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
-	if err != nil {
-		return err
-	}
-	if err := unix.Connect(client, at); err != nil {
-		unix.Close(client)
-		return err
-	}
-	server, _, err := unix.Accept(listener)
-	if err != nil {
-		unix.Close(client)
-		return err
-	}
-	return use(client, server)
+// connect is a storm of connections: use does with the ends of each what it likes,
+// and closes them.
+func connect(t testing.TB, from, to *Host, connections int, use func(client, server int) error) {
+	t.Helper()
+	storm(t, from, to, unix.SOCK_STREAM, connections, func(listener int, at unix.Sockaddr) error {
+		client, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+		if err != nil {
+			return err
+		}
+		if err := unix.Connect(client, at); err != nil {
+			unix.Close(client)
+			return err
+		}
+		server, _, err := unix.Accept(listener)
+		if err != nil {
+			unix.Close(client)
+			return err
+		}
+		return use(client, server)
+	})
 }
 
 // pass sends so many octets from one end to the other, which has room for them.
