@@ -2,6 +2,8 @@ package bpf
 
 import (
 	"net/netip"
+	"os"
+	"path/filepath"
 	"runtime"
 	"testing"
 	"time"
@@ -9,6 +11,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/gopacket/gopacket/layers"
+
+	"github.com/flatd/flatd/bpf/testbed"
 )
 
 func ptr(b []byte) unsafe.Pointer { return unsafe.Pointer(&b[0]) }
@@ -217,4 +221,33 @@ func TestASweepAllocatesLittle(t *testing.T) {
 	if each := (after.TotalAlloc - before.TotalAlloc) / sweeps; each > 64<<10 {
 		t.Errorf("%d octets per sweep", each)
 	}
+}
+
+// A takeover tells the new programs what the older ones follow: an answer to an
+// older request and a further datagram of an older flow are nothing new.
+func TestATakeoverKnowsWhatWasBeforeIt(t *testing.T) {
+	path := testbed.BPFFS(t)
+	k := session(t, path)
+	k.out(flow4.udp(t, 1))
+	k.in(flow4.back().udp(t, 2))
+	k.out(flow6.udp(t, 1))
+	k.leave()
+	if err := os.Rename(filepath.Join(path, "v1"), filepath.Join(path, "v2")); err != nil {
+		t.Fatal(err)
+	}
+	k = session(t, path)
+	older, err := k.Older()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.TakeOver(older, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := older.Remove(); err != nil {
+		t.Fatal(err)
+	}
+	k.out(flow4.udp(t, 3))
+	k.in(flow4.back().udp(t, 4))
+	k.in(flow6.back().udp(t, 2))
+	k.counted(counts{"flow": 2, "late": 1})
 }
