@@ -22,9 +22,9 @@ static __always_inline bool port_wanted(const struct flat_options *s, __be16 res
 	return false;
 }
 
-static __always_inline bool address_wanted(const struct half *h, enum flat_end end)
+static __always_inline bool address_wanted(const struct flat_options *s, const struct half *h,
+					   enum flat_end end)
 {
-	const struct flat_options *s = h->settings;
 	struct flat_net net = {
 		.prefix_bits = 32 + 128,
 		.table = s->generation * 4 + end * 2 + h->ipv6,
@@ -37,9 +37,9 @@ static __always_inline bool address_wanted(const struct half *h, enum flat_end e
 	return !(s->flags & (end == END_LOCAL ? SETTING_LOCAL_LISTED : SETTING_REMOTE_LISTED));
 }
 
-static __always_inline bool wanted(const struct half *h, enum flat_side side)
+static __always_inline bool wanted(const struct flat_options *s, const struct half *h,
+				   enum flat_side side)
 {
-	const struct flat_options *s = h->settings;
 	const struct flat_key *key = &h->key;
 
 	if (s->skip_kinds & (1U << key->kind) || s->skip_sides & (1U << side))
@@ -48,7 +48,7 @@ static __always_inline bool wanted(const struct half *h, enum flat_side side)
 	if (key->kind != KIND_ICMP &&
 	    !port_wanted(s, side == SIDE_CLIENT ? key->remote_port : key->local_port))
 		return false;
-	if (s->flags & SETTING_REMOTE_NETS && !address_wanted(h, END_REMOTE))
+	if (s->flags & SETTING_REMOTE_NETS && !address_wanted(s, h, END_REMOTE))
 		return false;
-	return !(s->flags & SETTING_LOCAL_NETS) || address_wanted(h, END_LOCAL);
+	return !(s->flags & SETTING_LOCAL_NETS) || address_wanted(s, h, END_LOCAL);
 }

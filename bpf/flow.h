@@ -63,24 +63,25 @@ static __always_inline __u32 quiet_units(const struct half *h, __u64 word)
 	return units ? units - 1 : 0;
 }
 
-static __always_inline bool is_idle(const struct half *h, __u64 word)
+static __always_inline bool is_idle(const struct flat_options *s, const struct half *h, __u64 word)
 {
-	return !word || quiet_units(h, word) > udp_idle(h) >> FLOW_UNIT_SHIFT;
+	return !word || quiet_units(h, word) > udp_idle(s) >> FLOW_UNIT_SHIFT;
 }
 
 /*
  * find_flow returns the place of a flow that is not idle among the ways of its set,
  * or 0. The verifier need not know which, and follow each.
  */
-static __always_inline __u64 *find_flow(const struct half *h, __u64 *ways)
+static __always_inline __u64 *find_flow(const struct __sk_buff *skb, const struct flat_options *s,
+					const struct half *h, __u64 *ways)
 {
 	__u64 found = FLOW_WAYS;
 
 #pragma unroll
 	for (int i = 0; i < FLOW_WAYS; i++)
-		if (has_tag(ways[i], h->hash) && !is_idle(h, ways[i]))
+		if (has_tag(ways[i], h->hash) && !is_idle(s, h, ways[i]))
 			found = i;
-	found = opaque(h->skb, found);
+	found = opaque(skb, found);
 	if (found >= FLOW_WAYS)
 		return 0;
 	barrier_var(found); /* or clang drops the bound that the verifier wants to see */
@@ -97,7 +98,8 @@ static __always_inline void see(const struct half *h, __u64 *flow, enum flow_sta
 }
 
 /* begin_flow gives a flow the place of the quietest of its set. */
-static __always_inline void begin_flow(const struct half *h, __u64 *ways)
+static __always_inline void begin_flow(const struct flat_options *s, const struct half *h,
+				       __u64 *ways)
 {
 	__u64 *place = &ways[0];
 
@@ -108,6 +110,6 @@ static __always_inline void begin_flow(const struct half *h, __u64 *ways)
 
 	__u64 was = *place;
 
-	if (!change(place, was, flow_word(h, FLOW_ASKED)) || !is_idle(h, was))
+	if (!change(place, was, flow_word(h, FLOW_ASKED)) || !is_idle(s, h, was))
 		count(COUNT_FLOWS_FORGOTTEN);
 }

@@ -44,11 +44,12 @@ struct quote {
 };
 
 /* The quoted headers may lie anywhere in the packet, so they are copied out. */
-static __always_inline bool read_quoted_ipv4(struct half *h, __u32 offset, struct quote *q)
+static __always_inline bool read_quoted_ipv4(struct __sk_buff *skb, struct half *h, __u32 offset,
+					     struct quote *q)
 {
 	struct iphdr ip;
 
-	if (bpf_skb_load_bytes(h->skb, offset, &ip, sizeof(ip)) || ip.frag_off & bpf_htons(0x1fff))
+	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)) || ip.frag_off & bpf_htons(0x1fff))
 		return false;
 	set_ipv4(h, &ip);
 	q->protocol = ip.protocol;
@@ -56,11 +57,12 @@ static __always_inline bool read_quoted_ipv4(struct half *h, __u32 offset, struc
 	return true;
 }
 
-static __always_inline bool read_quoted_ipv6(struct half *h, __u32 offset, struct quote *q)
+static __always_inline bool read_quoted_ipv6(struct __sk_buff *skb, struct half *h, __u32 offset,
+					     struct quote *q)
 {
 	struct ipv6hdr ip;
 
-	if (bpf_skb_load_bytes(h->skb, offset, &ip, sizeof(ip)))
+	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)))
 		return false;
 	set_ipv6(h, &ip);
 	q->protocol = ip.nexthdr;
@@ -69,27 +71,28 @@ static __always_inline bool read_quoted_ipv6(struct half *h, __u32 offset, struc
 		struct extension ext;
 		__u32 size;
 
-		if (bpf_skb_load_bytes(h->skb, q->transport, &ext, sizeof(ext)))
+		if (bpf_skb_load_bytes(skb, q->transport, &ext, sizeof(ext)))
 			return false;
 		size = extension_size(q->protocol, &ext);
 		if (!size)
 			return false;
-		q->protocol = opaque(h->skb, ext.next);
-		q->transport = opaque(h->skb, q->transport + size);
+		q->protocol = opaque(skb, ext.next);
+		q->transport = opaque(skb, q->transport + size);
 	}
 	return true;
 }
 
 /* set_quoted makes the key that of the request that an error quotes. */
-static __always_inline bool set_quoted(struct half *h, __u32 offset, __u32 *sequence)
+static __always_inline bool set_quoted(struct __sk_buff *skb, const struct flat_options *s,
+				       struct half *h, __u32 offset, __u32 *sequence)
 {
 	struct quote quote;
 	union quoted q;
 	__be16 dns_id;
 
-	if (!(h->ipv6 ? read_quoted_ipv6(h, offset, &quote)
-		      : read_quoted_ipv4(h, offset, &quote)) ||
-	    bpf_skb_load_bytes(h->skb, quote.transport, &q, sizeof(q)))
+	if (!(h->ipv6 ? read_quoted_ipv6(skb, h, offset, &quote)
+		      : read_quoted_ipv4(skb, h, offset, &quote)) ||
+	    bpf_skb_load_bytes(skb, quote.transport, &q, sizeof(q)))
 		return false;
 	switch (quote.protocol) {
 	case IPPROTO_TCP:
@@ -97,12 +100,11 @@ static __always_inline bool set_quoted(struct half *h, __u32 offset, __u32 *sequ
 		*sequence = bpf_ntohl(q.ports.sequence);
 		return true;
 	case IPPROTO_UDP:
-		if (!is_dns_port(h->settings, q.ports.destination)) {
+		if (!is_dns_port(s, q.ports.destination)) {
 			set_exchange(h, KIND_UDP, q.ports.source, q.ports.destination, 0);
 			return true;
 		}
-		if (bpf_skb_load_bytes(h->skb, quote.transport + sizeof(q), &dns_id,
-				       sizeof(dns_id)))
+		if (bpf_skb_load_bytes(skb, quote.transport + sizeof(q), &dns_id, sizeof(dns_id)))
 			return false;
 		set_exchange(h, KIND_DNS, q.ports.source, q.ports.destination, bpf_ntohs(dns_id));
 		return true;
@@ -117,7 +119,8 @@ static __always_inline bool set_quoted(struct half *h, __u32 offset, __u32 *sequ
 }
 
 /* observe_error finishes the request that an error quotes. */
-static __always_inline void observe_error(struct half *h, const struct icmp_echo *icmp)
+static __always_inline void observe_error(struct __sk_buff *skb, struct flat_options *s,
+					  struct half *h, const struct icmp_echo *icmp)
 {
 	struct answer a = new_answer(h, RESULT_UNREACHABLE, false);
 	enum flat_side side = side_of_answer(h->direction);
@@ -130,7 +133,7 @@ static __always_inline void observe_error(struct half *h, const struct icmp_echo
 	a.ttl = 0; /* a router's, as a rule */
 	/* What is quoted went the other way. */
 	h->direction = h->direction == EGRESS ? INGRESS : EGRESS;
-	known = set_quoted(h, h->transport + sizeof(*icmp), &sequence);
+	known = set_quoted(skb, s, h, h->transport + sizeof(*icmp), &sequence);
 	h->direction = h->direction == EGRESS ? INGRESS : EGRESS;
 
 	found = known ? find_request(side, &h->key, h->hash) : 0;
@@ -141,16 +144,17 @@ static __always_inline void observe_error(struct half *h, const struct icmp_echo
 	}
 	/* TCP goes on trying all the same; that is not to be a new attempt. */
 	a.keep = STATE_REPORTED;
-	finish(h, side, found, &a);
+	finish(skb, s, h, found, &a);
 }
 
 __subprogram int observe_icmp(struct __sk_buff *skb, __u64 place, enum direction direction)
 {
 	struct half half, *h = &half;
+	struct flat_options *s = take(skb, h, place, direction);
 	const struct icmp_echo *echo;
 	bool request, reply;
 
-	if (!take(h, skb, place, direction))
+	if (!s)
 		return 0;
 	echo = packet_at(skb, h->transport, sizeof(*echo));
 	if (!echo) {
@@ -158,7 +162,7 @@ __subprogram int observe_icmp(struct __sk_buff *skb, __u64 place, enum direction
 		return 0;
 	}
 	if (is_error(h->ipv6, echo->type, echo->code)) {
-		observe_error(h, echo);
+		observe_error(skb, s, h, echo);
 		return 0;
 	}
 	request = echo->type == (h->ipv6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO_REQUEST);
@@ -178,12 +182,12 @@ __subprogram int observe_icmp(struct __sk_buff *skb, __u64 place, enum direction
 	set_exchange(h, KIND_ICMP, 0, 0, echo_id(echo));
 
 	if (request) {
-		remember(h);
+		remember(skb, s, h);
 		return 0;
 	}
 
 	struct answer a = new_answer(h, RESULT_ANSWERED, true);
 
-	answer(h, found_answering(h), &a);
+	answer(skb, s, h, found_answering(h), &a);
 	return 0;
 }

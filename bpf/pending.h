@@ -43,13 +43,14 @@ static __always_inline bool own(__u64 hash, struct flat_pending *found)
 }
 
 /* new_request is what the table keeps of a request, as of now. */
-static __always_inline void new_request(const struct half *h, struct flat_pending *request)
+static __always_inline void new_request(const struct __sk_buff *skb, const struct half *h,
+					struct flat_pending *request)
 {
 	__builtin_memset(request, 0, sizeof(*request)); /* a literal is cleared octet by octet */
 	request->seal = seal_of(h->hash, h->now);
 	request->first_ns = h->now;
 	request->last_ns = h->now;
-	request->ifindex = h->skb->ifindex;
+	request->ifindex = skb->ifindex;
 	request->isn = h->isn;
 	request->payload = h->payload;
 	request->first_tsval = h->tsval;
@@ -93,20 +94,34 @@ __u64 flat_suspended_ns;
  * address, and the current task is in the cgroup of the socket. Of datagrams,
  * which bear no time, it cannot be told.
  */
-static __always_inline void own_process(const struct half *h, struct flat_pending *request)
+static __always_inline void own_process(const struct __sk_buff *skb, const struct half *h,
+					struct flat_pending *request)
 {
 #ifdef FLAT_512
 	if (!have_pid || h->key.kind != KIND_TCP || !request->cgroup ||
 	    bpf_get_current_cgroup_id() != request->cgroup ||
-	    (__s64)(h->now - flat_suspended_ns - h->skb->tstamp) > AT_ONCE_NS)
+	    (__s64)(h->now - flat_suspended_ns - skb->tstamp) > AT_ONCE_NS)
 		return;
 	request->pid = bpf_get_current_pid_tgid() >> 32;
 	if (have_comm)
 		bpf_get_current_comm(request->comm, sizeof(request->comm));
 #else
+	(void)skb;
 	(void)h;
 	(void)request;
 #endif
+}
+
+/*
+ * find_in_table looks for a request with a copy of the key, as do all that use a key
+ * in a __checked_alone function: there Linux 6.1 takes none but from the stack.
+ */
+static __always_inline struct flat_pending *find_in_table(enum flat_side side,
+							  const struct flat_key *key)
+{
+	struct flat_key copy = *key;
+
+	return bpf_map_lookup_elem(table_of(side), &copy);
 }
 
 /* find_request is what is known of the request of a side with this key, or 0. */
@@ -117,7 +132,7 @@ static __always_inline struct flat_pending *find_request(enum flat_side side,
 
 	if (seat && is_seated(seat, key, hash))
 		return request_in(seat);
-	return has_others(seat) ? bpf_map_lookup_elem(table_of(side), key) : 0;
+	return has_others(seat) ? find_in_table(side, key) : 0;
 }
 
 /* found_asking is what is known of the request that a packet may be. */
@@ -137,10 +152,11 @@ static __always_inline int enter_table(enum flat_side side, struct flat_seat *se
 				       const struct flat_key *key,
 				       const struct flat_pending *request)
 {
+	struct flat_key copy = *key;
 	int failed; /* an int: before Linux 6.4 helpers leave the upper half as it is */
 
 	add_others(seat, 1);
-	failed = bpf_map_update_elem(table_of(side), key, request, BPF_NOEXIST);
+	failed = bpf_map_update_elem(table_of(side), &copy, request, BPF_NOEXIST);
 	if (failed)
 		add_others(seat, -1);
 	return failed;
@@ -155,7 +171,7 @@ static __always_inline int enter(enum flat_side side, struct flat_seat *seat, st
 {
 	if (seat && !seat->holder) {
 		/* From when the seat was another's. */
-		if (has_others(seat) && bpf_map_lookup_elem(table_of(side), &h->key))
+		if (has_others(seat) && find_in_table(side, &h->key))
 			return -EEXIST;
 		if (take_seat(seat, h, request))
 			return 0;
@@ -172,35 +188,39 @@ static __always_inline int enter(enum flat_side side, struct flat_seat *seat, st
 static __always_inline void forget(enum flat_side side, const struct half *h, bool owned)
 {
 	struct flat_seat *seat = seat_of(side, h->hash);
+	struct flat_key key;
 	int failed;
 
 	if (seat && is_seated(seat, &h->key, h->hash)) {
 		leave_seat(seat, owned);
 		return;
 	}
+	key = h->key;
 	if (side == SIDE_CLIENT) {
-		failed = bpf_map_delete_elem(&flat_ours, &h->key);
+		failed = bpf_map_delete_elem(&flat_ours, &key);
 		barrier(); /* or clang makes one call of the two */
 	} else {
-		failed = bpf_map_delete_elem(&flat_theirs, &h->key);
+		failed = bpf_map_delete_elem(&flat_theirs, &key);
 	}
 	if (!failed)
 		add_others(seat, -1);
 }
 
 /* is_current tells an exchange that goes on from one that has long been over. */
-static __always_inline bool is_current(const struct half *h, const struct flat_pending *found)
+static __always_inline bool is_current(const struct flat_options *s, const struct half *h,
+				       const struct flat_pending *found)
 {
-	return found && elapsed(h, found->last_ns) < udp_idle(h);
+	return found && elapsed(h, found->last_ns) < udp_idle(s);
 }
 
 /*
  * is_repeat tells a request sent again from a new one of the same five-tuple:
  * a SYN has its sequence number, others are repeats until the flow is idle.
  */
-static __always_inline bool is_repeat(const struct half *h, const struct flat_pending *found)
+static __always_inline bool is_repeat(const struct flat_options *s, const struct half *h,
+				      const struct flat_pending *found)
 {
-	return found->isn == h->isn && (h->key.kind == KIND_TCP || is_current(h, found));
+	return found->isn == h->isn && (h->key.kind == KIND_TCP || is_current(s, h, found));
 }
 
 /* repeat notes that a request was sent again. One that is not found is just being finished. */
@@ -218,18 +238,22 @@ static __always_inline void repeat(const struct half *h, struct flat_pending *fo
  * remember takes a request in, and returns whether it is new and measured. Most
  * are new, and are spared a lookup.
  */
-__subprogram bool remember(struct half *h)
+__checked_alone bool remember(struct __sk_buff *skb, struct flat_options *s, struct half *h)
 {
-	enum flat_side side = side_of_request(h->direction);
-	bool is_wanted = wanted(h, side);
 	struct flat_pending *found = 0;
 	struct flat_pending request;
 	struct flat_seat *seat;
+	enum flat_side side;
+	bool is_wanted;
 	int failed = 0;
 
+	if (!s || !h)
+		return false; /* never, but the verifier looks at this function alone */
+	side = side_of_request(h->direction);
+	is_wanted = wanted(s, h, side);
 	if (!is_wanted)
 		found = found_asking(h); /* from before the filter was such */
-	if (found && is_repeat(h, found)) {
+	if (found && is_repeat(s, h, found)) {
 		repeat(h, found);
 		return false;
 	}
@@ -240,10 +264,10 @@ __subprogram bool remember(struct half *h)
 
 	if (h->key.kind == KIND_TCP)
 		open_gate(side == SIDE_CLIENT ? GATE_OUR_SYNS : GATE_THEIR_SYNS, h->now);
-	new_request(h, &request);
+	new_request(skb, h, &request);
 	if (side == SIDE_CLIENT) {
-		own_socket(h->skb, &request.cgroup, &request.uid);
-		own_process(h, &request);
+		own_socket(skb, &request.cgroup, &request.uid);
+		own_process(skb, h, &request);
 	}
 	seat = seat_of(side, h->hash);
 	if (have_seats && !seat)
@@ -252,7 +276,7 @@ __subprogram bool remember(struct half *h)
 		failed = enter(side, seat, h, &request);
 		if (failed == -EEXIST) {
 			found = found_asking(h);
-			if (!found || is_repeat(h, found)) {
+			if (!found || is_repeat(s, h, found)) {
 				repeat(h, found);
 				return false;
 			}
@@ -282,13 +306,12 @@ __subprogram bool remember(struct half *h)
  * finish closes an open exchange, unless the sweep or another CPU was faster.
  * It returns whether it did.
  */
-__subprogram bool finish(struct half *h, enum flat_side side, struct flat_pending *found,
-			 struct answer *a)
+__checked_alone bool finish(struct __sk_buff *skb, struct flat_options *s, struct half *h,
+			    struct flat_pending *found, struct answer *a)
 {
-	const struct flat_options *s = h->settings;
 	__u64 duration;
 
-	if (!own(h->hash, found))
+	if (!s || !h || !found || !a || !own(h->hash, found))
 		return false;
 	/* Two CPUs may see request and answer with clocks a little apart. */
 	if (found->first_ns > a->at_ns)
@@ -299,7 +322,7 @@ __subprogram bool finish(struct half *h, enum flat_side side, struct flat_pendin
 
 	count(COUNT_FINISHED);
 	trace("answer kind %d result %d in %llu ns", h->key.kind, a->result, duration);
-	observe_duration(h, side, a->result, found->ifindex, duration);
+	observe_duration(h, a, found->ifindex, duration);
 	if (s->skip_results & result_bit(h, a))
 		count(COUNT_RESULT_OUT);
 	else if (a->success && duration < s->min_duration_ns)
@@ -307,22 +330,21 @@ __subprogram bool finish(struct half *h, enum flat_side side, struct flat_pendin
 	else if (a->success && s->sample > 1 && bpf_get_prandom_u32() % s->sample)
 		count(COUNT_SAMPLED_OUT);
 	else
-		report(h, found, side, a);
+		report(skb, h, found, a);
 
 	if (a->keep) {
 		found->last_ns = h->now;
 		found->state = a->keep;
 	} else {
-		forget(side, h, true);
+		forget(a->side, h, true);
 	}
 	return true;
 }
 
 /* answer looks for the open request that a packet answers, and finishes it. */
-static __always_inline void answer(struct half *h, struct flat_pending *found, struct answer *a)
+static __always_inline void answer(struct __sk_buff *skb, struct flat_options *s, struct half *h,
+				   struct flat_pending *found, struct answer *a)
 {
-	enum flat_side side = side_of_answer(h->direction);
-
 	if (!found) {
 		count(COUNT_UNMATCHED);
 		return;
@@ -331,9 +353,9 @@ static __always_inline void answer(struct half *h, struct flat_pending *found, s
 		count(COUNT_LATE);
 		return;
 	}
-	if (side == SIDE_SERVER && a->result == RESULT_ANSWERED && h->key.kind != KIND_ICMP)
-		own_socket(h->skb, &found->cgroup, &found->uid);
-	if (!finish(h, side, found, a))
+	if (a->side == SIDE_SERVER && a->result == RESULT_ANSWERED && h->key.kind != KIND_ICMP)
+		own_socket(skb, &found->cgroup, &found->uid);
+	if (!finish(skb, s, h, found, a))
 		count(COUNT_LATE);
 }
 

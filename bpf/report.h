@@ -25,16 +25,46 @@ static __always_inline __u64 next_sequence(void)
 	return next;
 }
 
+/* What an answer says, beside having come. It has no gaps: see __checked_alone. */
+struct answer {
+	enum flat_result result;
+	__u8 side; /* enum flat_side */
+	bool success;
+	__u8 ttl;   /* of the remote end's packet, if this is one */
+	__u8 flags; /* enum flat_record_flags */
+	__u8 keep;  /* enum flat_state in which the table keeps the request; 0: it is forgotten */
+	__u8 rcode;
+	__u8 icmp_type; /* of an error */
+	__u8 icmp_code;
+	__u32 echoed_tsval; /* TCP: which SYN is answered (RFC 7323, 3.2); 0: not told */
+	__u64 at_ns;	    /* when it was seen */
+	__u64 client_rtt_ns;
+	__u32 question_offset; /* from the start of the packet */
+	__u32 question_length; /* bytes at hand, at most QUESTION_MAX */
+};
+
+static __always_inline struct answer new_answer(const struct half *h, enum flat_result result,
+						bool success)
+{
+	return (struct answer){
+		.result = result,
+		.success = success,
+		.ttl = h->ttl,
+		.side = side_of_answer(h->direction),
+		.at_ns = h->now,
+	};
+}
+
 static const struct flat_histogram no_durations;
 
-static __always_inline void observe_duration(const struct half *h, enum flat_side side,
-					     enum flat_result result, __u32 ifindex, __u64 ns)
+static __always_inline void observe_duration(const struct half *h, const struct answer *a,
+					     __u32 ifindex, __u64 ns)
 {
 	struct flat_histogram_key key = {
 		.ifindex = ifindex,
 		.kind = h->key.kind,
-		.side = side,
-		.result = result,
+		.side = a->side,
+		.result = a->result,
 		.ipv6 = h->ipv6,
 	};
 	struct flat_histogram *histogram = bpf_map_lookup_elem(&flat_histograms, &key);
@@ -52,34 +82,6 @@ static __always_inline void observe_duration(const struct half *h, enum flat_sid
 	barrier_var(bucket); /* clang knows the bound and drops the check, the verifier wants it */
 	if (bucket < HISTOGRAM_BUCKETS)
 		histogram->buckets[bucket]++;
-}
-
-/* What an answer says, beside having come. */
-struct answer {
-	enum flat_result result;
-	bool success;
-	__u8 rcode;
-	__u8 icmp_type; /* of an error */
-	__u8 icmp_code;
-	__u8 ttl;    /* of the remote end's packet, if this is one */
-	__u8 flags;  /* enum flat_record_flags */
-	__u8 keep;   /* enum flat_state in which the table keeps the request; 0: it is forgotten */
-	__u64 at_ns; /* when it was seen */
-	__u64 client_rtt_ns;
-	__u32 echoed_tsval;    /* TCP: which SYN is answered (RFC 7323, 3.2); 0: not told */
-	__u32 question_offset; /* from the start of the packet */
-	__u32 question_length; /* bytes at hand, at most QUESTION_MAX */
-};
-
-static __always_inline struct answer new_answer(const struct half *h, enum flat_result result,
-						bool success)
-{
-	return (struct answer){
-		.result = result,
-		.success = success,
-		.ttl = h->ttl,
-		.at_ns = h->now,
-	};
 }
 
 /* result_bit is where the settings have this result in skip_results. */
@@ -109,10 +111,10 @@ static __always_inline __u64 answered_request(const struct flat_pending *open,
 }
 
 static __always_inline void write_record(struct flat_record *r, const struct half *h,
-					 const struct flat_pending *open, enum flat_side side,
-					 const struct answer *a, __u64 sequence)
+					 const struct flat_pending *open, const struct answer *a,
+					 __u64 sequence)
 {
-	bool client = side == SIDE_CLIENT;
+	bool client = a->side == SIDE_CLIENT;
 	__u64 asked_ns = answered_request(open, a);
 
 	r->sequence = sequence;
@@ -131,7 +133,7 @@ static __always_inline void write_record(struct flat_record *r, const struct hal
 	r->repeats = open->repeats;
 	r->vlan = open->vlan;
 	r->kind = h->key.kind;
-	r->side = side;
+	r->side = a->side;
 	r->result = a->result;
 	r->flags = open->flags | a->flags | (asked_ns ? RECORD_RTT : RECORD_AMBIGUOUS);
 	r->ttl = client ? a->ttl : open->ttl;
@@ -154,7 +156,8 @@ static __always_inline void write_record(struct flat_record *r, const struct hal
 /* repeat_question takes it from the request where the answer does not have it. */
 static __always_inline void repeat_question(const struct half *h, struct flat_dns_record *d)
 {
-	struct flat_question *q = bpf_map_lookup_elem(&flat_questions, &h->key);
+	struct flat_key key = h->key;
+	struct flat_question *q = bpf_map_lookup_elem(&flat_questions, &key);
 
 	d->record.question_length = 0;
 	if (!q)
@@ -163,8 +166,8 @@ static __always_inline void repeat_question(const struct half *h, struct flat_dn
 	d->record.question_length = q->length;
 }
 
-static __always_inline void report(const struct half *h, const struct flat_pending *open,
-				   enum flat_side side, const struct answer *a)
+static __always_inline void report(struct __sk_buff *skb, const struct half *h,
+				   const struct flat_pending *open, const struct answer *a)
 {
 	__u64 sequence = next_sequence();
 	struct flat_record *r;
@@ -175,7 +178,7 @@ static __always_inline void report(const struct half *h, const struct flat_pendi
 			count(COUNT_RING_FULL);
 			return;
 		}
-		write_record(r, h, open, side, a, sequence);
+		write_record(r, h, open, a, sequence);
 		bpf_ringbuf_submit(r, 0);
 		return;
 	}
@@ -187,11 +190,11 @@ static __always_inline void report(const struct half *h, const struct flat_pendi
 		count(COUNT_RING_FULL);
 		return;
 	}
-	write_record(&d->record, h, open, side, a, sequence);
+	write_record(&d->record, h, open, a, sequence);
 	__builtin_memset(d->question, 0, sizeof(d->question));
 	barrier_var(length); /* the check again, for the verifier: see observe_duration */
 	if (length < QUESTION_MIN || length > QUESTION_MAX ||
-	    bpf_skb_load_bytes(h->skb, a->question_offset, d->question, length))
+	    bpf_skb_load_bytes(skb, a->question_offset, d->question, length))
 		repeat_question(h, d);
 	bpf_ringbuf_submit(d, 0);
 }

@@ -24,7 +24,7 @@ struct tcp_timestamps {
  * find_timestamps returns the offset of the timestamps option among the options
  * from pos to end, or 0.
  */
-__subprogram __u64 find_timestamps(struct __sk_buff *skb, __u64 pos, __u64 end)
+__checked_alone __u64 find_timestamps(struct __sk_buff *skb, __u64 pos, __u64 end)
 {
 #pragma unroll /* clang's own way to turn the loop is one that Linux 5.10 does not follow */
 	for (int i = 0; i < TCP_OPTIONS_MAX; i++) {
@@ -54,10 +54,10 @@ struct linux_options {
 	struct tcp_timestamps timestamps;
 } __attribute__((packed));
 
-static __always_inline const struct tcp_timestamps *usual_timestamps(const struct half *h,
+static __always_inline const struct tcp_timestamps *usual_timestamps(const struct __sk_buff *skb,
 								     __u64 pos, __u64 end)
 {
-	const struct linux_options *o = packet_at(h->skb, pos, sizeof(*o));
+	const struct linux_options *o = packet_at(skb, pos, sizeof(*o));
 
 	if (!o || pos + sizeof(*o) > end ||
 	    (o->mss & bpf_htonl(0xffff0000)) != bpf_htonl(0x02040000) ||
@@ -68,18 +68,18 @@ static __always_inline const struct tcp_timestamps *usual_timestamps(const struc
 }
 
 /* timestamps_of returns the timestamps option of a segment, or 0. */
-static __always_inline const struct tcp_timestamps *timestamps_of(const struct half *h,
-								  const struct tcp_header *tcp)
+static __always_inline const struct tcp_timestamps *
+timestamps_of(struct __sk_buff *skb, const struct half *h, const struct tcp_header *tcp)
 {
 	__u64 begin = h->transport + sizeof(*tcp);
 	__u64 end = h->transport + (tcp->offset >> 4) * 4;
-	const struct tcp_timestamps *usual = usual_timestamps(h, begin, end);
+	const struct tcp_timestamps *usual = usual_timestamps(skb, begin, end);
 	__u64 found;
 
 	if (usual)
 		return usual;
-	found = opaque(h->skb, find_timestamps(h->skb, begin, end));
-	return found ? packet_at(h->skb, found, sizeof(struct tcp_timestamps)) : 0;
+	found = opaque(skb, find_timestamps(skb, begin, end));
+	return found ? packet_at(skb, found, sizeof(struct tcp_timestamps)) : 0;
 }
 
 /* An answer acknowledges the SYN, and its data as far as it took them (RFC 7413). */
@@ -90,14 +90,15 @@ static __always_inline bool acknowledges(const struct tcp_header *tcp,
 	       bpf_ntohl(tcp->acknowledgment) - found->isn - 1 <= found->payload;
 }
 
-static __always_inline void observe_syn(struct half *h, const struct tcp_header *tcp)
+static __always_inline void observe_syn(struct __sk_buff *skb, struct flat_options *s,
+					struct half *h, const struct tcp_header *tcp)
 {
-	const struct tcp_timestamps *ts = timestamps_of(h, tcp);
+	const struct tcp_timestamps *ts = timestamps_of(skb, h, tcp);
 
 	h->isn = bpf_ntohl(tcp->sequence);
 	h->payload = h->length - (tcp->offset >> 4) * 4;
 	h->tsval = ts ? bpf_ntohl(ts->value) : 0;
-	remember(h);
+	remember(skb, s, h);
 }
 
 /* The slot of a connection from outside, whichever way this packet goes. */
@@ -107,7 +108,8 @@ static __always_inline __u32 slot_of_peer(struct half *h)
 }
 
 /* await_completion notes that this host has answered a SYN from outside. */
-static __always_inline void await_completion(struct half *h, struct flat_pending *found,
+static __always_inline void await_completion(struct __sk_buff *skb, struct half *h,
+					     struct flat_pending *found,
 					     const struct tcp_header *tcp)
 {
 	struct flat_pending *crossing;
@@ -123,13 +125,14 @@ static __always_inline void await_completion(struct half *h, struct flat_pending
 		crossing->crossed = true;
 	found->state = STATE_HALF_OPEN;
 	found->answer_ns = h->now;
-	own_socket(h->skb, &found->cgroup, &found->uid);
+	own_socket(skb, &found->cgroup, &found->uid);
 	if (!await_ack(slot_of_peer(h), bpf_ntohl(tcp->sequence) + 1, h->now))
 		count(COUNT_AWAITING_FULL);
 }
 
 /* complete ends the handshake from outside that a segment acknowledges, if it does. */
-static __always_inline void complete(struct half *h, const struct tcp_header *tcp)
+static __always_inline void complete(struct __sk_buff *skb, struct flat_options *s, struct half *h,
+				     const struct tcp_header *tcp)
 {
 	struct flat_pending *found = find_request(SIDE_SERVER, &h->key, h->hash);
 	__u32 sequence = bpf_ntohl(tcp->sequence) + !!(tcp->flags & TCP_SYN);
@@ -139,14 +142,16 @@ static __always_inline void complete(struct half *h, const struct tcp_header *tc
 	if (!found || found->state != STATE_HALF_OPEN || sequence - found->isn - 1 > found->payload)
 		return;
 	stop_awaiting(slot_of_peer(h), bpf_ntohl(tcp->acknowledgment));
+	a.side = SIDE_SERVER;
 	a.at_ns = found->answer_ns;
 	/* Which of several SYN/ACKs this acknowledges is not known. */
 	if (!found->answers && elapsed(h, found->answer_ns) > 0)
 		a.client_rtt_ns = elapsed(h, found->answer_ns);
-	finish(h, SIDE_SERVER, found, &a);
+	finish(skb, s, h, found, &a);
 }
 
-static __always_inline void observe_syn_ack(struct half *h, const struct tcp_header *tcp)
+static __always_inline void observe_syn_ack(struct __sk_buff *skb, struct flat_options *s,
+					    struct half *h, const struct tcp_header *tcp)
 {
 	struct answer a = new_answer(h, RESULT_ESTABLISHED, true);
 	enum flat_side side = side_of_answer(h->direction);
@@ -159,20 +164,21 @@ static __always_inline void observe_syn_ack(struct half *h, const struct tcp_hea
 		return;
 	}
 	if (found && side == SIDE_SERVER && found->state != STATE_REPORTED) {
-		await_completion(h, found, tcp);
+		await_completion(skb, h, found, tcp);
 		return;
 	}
-	ts = found && found->repeats ? timestamps_of(h, tcp) : 0;
+	ts = found && found->repeats ? timestamps_of(skb, h, tcp) : 0;
 	if (ts)
 		a.echoed_tsval = bpf_ntohl(ts->echo);
 	crossed = found && found->crossed;
-	answer(h, found, &a);
+	answer(skb, s, h, found, &a);
 	if (crossed)
-		complete(h, tcp); /* it is the ACK of our SYN/ACK too (RFC 9293, 3.5) */
+		complete(skb, s, h, tcp); /* it is the ACK of our SYN/ACK too (RFC 9293, 3.5) */
 }
 
 /* A RST that acknowledges no SYN is somebody's guess (RFC 9293, 3.10.7.3). */
-static __always_inline void observe_rst(struct half *h, const struct tcp_header *tcp)
+static __always_inline void observe_rst(struct __sk_buff *skb, struct flat_options *s,
+					struct half *h, const struct tcp_header *tcp)
 {
 	struct answer a = new_answer(h, RESULT_REFUSED, false);
 	struct flat_pending *found = found_answering(h);
@@ -180,16 +186,17 @@ static __always_inline void observe_rst(struct half *h, const struct tcp_header 
 	if (found && !acknowledges(tcp, found))
 		count(COUNT_WRONG_ACK);
 	else
-		answer(h, found, &a);
+		answer(skb, s, h, found, &a);
 }
 
 __subprogram int observe_tcp(struct __sk_buff *skb, __u64 place, enum direction direction)
 {
 	struct half half, *h = &half;
+	struct flat_options *s = take(skb, h, place, direction);
 	const struct tcp_header *tcp;
 	__u32 header;
 
-	if (!take(h, skb, place, direction))
+	if (!s)
 		return 0;
 	tcp = packet_at(skb, h->transport, sizeof(*tcp));
 	if (!tcp) {
@@ -207,11 +214,11 @@ __subprogram int observe_tcp(struct __sk_buff *skb, __u64 place, enum direction 
 	}
 	set_exchange(h, KIND_TCP, tcp->source, tcp->destination, 0);
 	if (tcp->flags & TCP_RST)
-		observe_rst(h, tcp);
+		observe_rst(skb, s, h, tcp);
 	else if (tcp->flags & TCP_ACK)
-		observe_syn_ack(h, tcp);
+		observe_syn_ack(skb, s, h, tcp);
 	else
-		observe_syn(h, tcp);
+		observe_syn(skb, s, h, tcp);
 	return 0;
 }
 
@@ -219,14 +226,15 @@ __subprogram int observe_tcp(struct __sk_buff *skb, __u64 place, enum direction 
 __subprogram int observe_ack(struct __sk_buff *skb, __u64 place, enum direction direction)
 {
 	struct half half, *h = &half;
+	struct flat_options *s = take(skb, h, place, direction);
 	const struct tcp_header *tcp;
 
-	if (!take(h, skb, place, direction))
+	if (!s)
 		return 0;
 	tcp = packet_at(skb, h->transport, sizeof(*tcp));
 	if (!tcp)
 		return 0;
 	set_exchange(h, KIND_TCP, tcp->source, tcp->destination, 0);
-	complete(h, tcp);
+	complete(skb, s, h, tcp);
 	return 0;
 }

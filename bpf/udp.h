@@ -39,7 +39,8 @@ struct dns_header {
 static const struct flat_question no_question;
 
 /* remember_question keeps what is asked, in case there is no answer to repeat it. */
-static __always_inline void remember_question(struct half *h, __u32 offset, __u64 length)
+static __always_inline void remember_question(struct __sk_buff *skb, const struct half *h,
+					      __u32 offset, __u64 length)
 {
 	struct flat_question *q;
 
@@ -48,33 +49,34 @@ static __always_inline void remember_question(struct half *h, __u32 offset, __u6
 	    bpf_map_update_elem(&flat_questions, &h->key, &no_question, BPF_ANY))
 		return;
 	q = bpf_map_lookup_elem(&flat_questions, &h->key);
-	if (q && !bpf_skb_load_bytes(h->skb, offset, q->question, length))
+	if (q && !bpf_skb_load_bytes(skb, offset, q->question, length))
 		q->length = length;
 }
 
-static __always_inline void observe_dns(struct half *h, const struct udp_header *udp)
+static __always_inline void observe_dns(struct __sk_buff *skb, struct flat_options *s,
+					struct half *h, const struct udp_header *udp)
 {
 	__u32 offset = h->transport + sizeof(*udp);
 	__u32 headers = sizeof(*udp) + sizeof(struct dns_header);
 	struct dns_header dns;
 	__u32 question;
 
-	if (h->length < headers || bpf_skb_load_bytes(h->skb, offset, &dns, sizeof(dns))) {
+	if (h->length < headers || bpf_skb_load_bytes(skb, offset, &dns, sizeof(dns))) {
 		count(COUNT_DNS_OTHER);
 		return;
 	}
 	question = dns.questions ? h->length - headers : 0;
 	if (question > QUESTION_MAX)
 		question = QUESTION_MAX;
-	question = opaque(h->skb, question); /* one way on for each of them */
+	question = opaque(skb, question); /* one way on for each of them */
 	set_exchange(h, KIND_DNS, udp->source, udp->destination, bpf_ntohs(dns.id));
 
-	if (!(dns.flags & DNS_QR) && is_dns_port(h->settings, udp->destination)) {
-		if (remember(h))
-			remember_question(h, offset + sizeof(dns), question);
+	if (!(dns.flags & DNS_QR) && is_dns_port(s, udp->destination)) {
+		if (remember(skb, s, h))
+			remember_question(skb, h, offset + sizeof(dns), question);
 		return;
 	}
-	if (!(dns.flags & DNS_QR) || !is_dns_port(h->settings, udp->source)) {
+	if (!(dns.flags & DNS_QR) || !is_dns_port(s, udp->source)) {
 		count(COUNT_DNS_OTHER);
 		return;
 	}
@@ -85,7 +87,7 @@ static __always_inline void observe_dns(struct half *h, const struct udp_header 
 	a.flags = dns.flags & DNS_TC ? RECORD_TRUNCATED : 0;
 	a.question_offset = offset + sizeof(dns);
 	a.question_length = question;
-	answer(h, found_answering(h), &a);
+	answer(skb, s, h, found_answering(h), &a);
 }
 
 /* RFC 9000, 14.1: a client's first datagram is at least this long. */
@@ -120,7 +122,8 @@ static __always_inline bool asks_groups(__be16 port)
 }
 
 /* answer_flow takes a datagram that goes the other way than the first of its flow. */
-static __always_inline void answer_flow(struct half *h, __u64 *flow)
+static __always_inline void answer_flow(struct __sk_buff *skb, struct flat_options *s,
+					struct half *h, __u64 *flow)
 {
 	struct answer a = new_answer(h, RESULT_ANSWERED, true);
 	enum flow_state state = flow_state(*flow);
@@ -131,7 +134,7 @@ static __always_inline void answer_flow(struct half *h, __u64 *flow)
 	/* First, or the swap in it would wait until the record is written. */
 	see(h, flow, state == FLOW_REPORTED ? FLOW_REPORTED : FLOW_ANSWERED);
 	if (found && found->state == STATE_OPEN)
-		answer(h, found, &a);
+		answer(skb, s, h, found, &a);
 	else
 		count(state == FLOW_REPORTED ? COUNT_LATE : COUNT_FLOW);
 }
@@ -156,7 +159,8 @@ static __always_inline void continue_flow(struct half *h, __u64 *flow)
  * The flow then stays known until it has been idle, so that what follows in
  * either direction is not taken for another exchange.
  */
-static __always_inline void observe_flow(struct half *h, const struct udp_header *udp)
+static __always_inline void observe_flow(struct __sk_buff *skb, struct flat_options *s,
+					 struct half *h, const struct udp_header *udp)
 {
 	struct flat_flow_set *set;
 	__u64 *ways, *flow;
@@ -166,21 +170,21 @@ static __always_inline void observe_flow(struct half *h, const struct udp_header
 	if (!set)
 		return;
 
-	flow = find_flow(h, ways_of(set, side_of_answer(h->direction)));
+	flow = find_flow(skb, s, h, ways_of(set, side_of_answer(h->direction)));
 	if (flow) {
-		answer_flow(h, flow);
+		answer_flow(skb, s, h, flow);
 		return;
 	}
 	ways = ways_of(set, side_of_request(h->direction));
-	flow = find_flow(h, ways);
+	flow = find_flow(skb, s, h, ways);
 	if (flow) {
 		continue_flow(h, flow);
 		return;
 	}
-	if (is_quic(h->skb, h->transport + sizeof(*udp), h->length - sizeof(*udp)))
+	if (is_quic(skb, h->transport + sizeof(*udp), h->length - sizeof(*udp)))
 		h->flags |= RECORD_QUIC;
-	if (remember(h))
-		begin_flow(h, ways);
+	if (remember(skb, s, h))
+		begin_flow(s, h, ways);
 }
 
 /* The datagram ends where it says, or with the IP packet if it says nothing (RFC 2675, 4). */
@@ -194,9 +198,10 @@ static __always_inline __u32 datagram_length(const struct udp_header *udp, __u32
 __subprogram int observe_udp(struct __sk_buff *skb, __u64 place, enum direction direction)
 {
 	struct half half, *h = &half;
+	struct flat_options *s = take(skb, h, place, direction);
 	const struct udp_header *udp;
 
-	if (!take(h, skb, place, direction))
+	if (!s)
 		return 0;
 	udp = packet_at(skb, h->transport, sizeof(*udp));
 	if (!udp) {
@@ -210,12 +215,11 @@ __subprogram int observe_udp(struct __sk_buff *skb, __u64 place, enum direction 
 	h->length = datagram_length(udp, h->length);
 	if (h->length < sizeof(*udp))
 		count(COUNT_MALFORMED);
-	else if (is_dns_port(h->settings, udp->destination) ||
-		 is_dns_port(h->settings, udp->source))
-		observe_dns(h, udp);
+	else if (is_dns_port(s, udp->destination) || is_dns_port(s, udp->source))
+		observe_dns(skb, s, h, udp);
 	else if (asks_groups(udp->source) || asks_groups(udp->destination))
 		count(COUNT_MULTICAST);
 	else
-		observe_flow(h, udp);
+		observe_flow(skb, s, h, udp);
 	return 0;
 }
