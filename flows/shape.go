@@ -32,8 +32,15 @@ const shapesMax = 128
 // shapes has, for each shape that was seen, its forms for JSON: what is the
 // same in all events of a shape is made once. The zero value is ready.
 type shapes struct {
-	known  atomic.Pointer[map[shape][]form] // replaced, never changed
+	last   atomic.Pointer[shaped]            // most events are like the one before
+	known  atomic.Pointer[map[shape]*shaped] // replaced, never changed
 	adding sync.Mutex
+}
+
+// shaped is a shape with its forms.
+type shaped struct {
+	shape
+	forms []form
 }
 
 var seenShapes shapes
@@ -43,9 +50,14 @@ func (s *shapes) forms(e *Event) []form {
 	if !e.Exchange() {
 		return formsOf(e)
 	}
+	is := e.shape()
+	if last := s.last.Load(); last != nil && last.shape == is {
+		return last.forms
+	}
 	if known := s.known.Load(); known != nil {
-		if table, ok := (*known)[e.shape()]; ok {
-			return table
+		if found, ok := (*known)[is]; ok {
+			s.last.Store(found)
+			return found.forms
 		}
 		if len(*known) >= shapesMax {
 			return formsOf(e)
@@ -58,14 +70,14 @@ func (s *shapes) forms(e *Event) []form {
 func (s *shapes) add(e *Event) []form {
 	s.adding.Lock()
 	defer s.adding.Unlock()
-	more := make(map[shape][]form)
+	more := make(map[shape]*shaped)
 	if known := s.known.Load(); known != nil {
 		maps.Copy(more, *known)
 	}
-	table := withFixed(formsOf(e), e)
-	more[e.shape()] = table
+	added := &shaped{e.shape(), withFixed(formsOf(e), e)}
+	more[added.shape] = added
 	s.known.Store(&more)
-	return table
+	return added.forms
 }
 
 // withFixed returns the forms with text in place of each run of fixed fields, as
