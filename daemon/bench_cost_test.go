@@ -9,49 +9,83 @@ import (
 	"github.com/flatd/flatd/outputs"
 )
 
-// BenchmarkThroughput sends as much as goes, in one stream and in small
-// datagrams, with flatd and without in turn, and reports one against the other.
+// BenchmarkThroughput has as much go as goes, connections, one stream and small
+// datagrams, with flatd and without in turn, and reports one against the other: the
+// rate, and of connections the median time that one takes to be made.
 func BenchmarkThroughput(tb *testing.B) {
 	b := newBench(tb)
 	for _, traffic := range []struct {
-		name  string
-		units int
-		send  func(t testing.TB, from, to *testbed.Host, units int)
-		unit  string
-		scale float64
+		name   string
+		rounds int
+		bursts int // without flatd in a round, half before and half after as many with it
+		units  int // in a burst
+		send   func(b *bench, units int) (took, connect time.Duration)
+		unit   string
+		scale  float64
 	}{
-		{"bulk", 2 << 30, testbed.Bulk, "Gbit/s", 8e-9},
-		{"datagrams", 150_000, testbed.Datagrams, "kpackets/s", 1e-3},
+		{"connections", 13, 8, 2500, (*bench).connections, "kconn/s", 1e-3},
+		{"bulk", 25, 2, 512 << 20, timed(testbed.Bulk), "Gbit/s", 8e-9},
+		{"datagrams", 25, 2, 50_000, timed(testbed.Datagrams), "kpackets/s", 1e-3},
 	} {
 		tb.Run(traffic.name, func(tb *testing.B) {
-			const rounds = 9
 			b := &bench{tb, b.client, b.server, b.flatd, b.flatctl}
-			var with, without, ratios []float64
-			rate := func() float64 {
-				began := time.Now()
-				traffic.send(b, b.client, b.server, traffic.units)
-				return float64(traffic.units) * traffic.scale / time.Since(began).Seconds()
-			}
+			var with, without, ratios, connects []float64
 			b.once(func() {
-				for n := range rounds {
-					var alone, watched float64
-					if n%2 == 0 { // who is first has no advantage
-						alone = rate()
+				for range traffic.rounds {
+					var alone, watched bursts
+					send := func(to *bursts, n int) {
+						for range n {
+							to.add(traffic.send(b, traffic.units))
+						}
 					}
+					// In this order, what changes steadily does not matter.
+					send(&alone, traffic.bursts/2)
 					r := b.start("")
-					watched = rate()
+					send(&watched, traffic.bursts)
 					r.end()
-					if n%2 == 1 {
-						alone = rate()
+					send(&alone, traffic.bursts/2)
+					units := float64(traffic.bursts*traffic.units) * traffic.scale
+					without, with = append(without, units/alone.took), append(with, units/watched.took)
+					ratios = append(ratios, alone.took/watched.took)
+					if alone.connects != nil {
+						connects = append(connects, median(watched.connects)/median(alone.connects))
 					}
-					without, with, ratios = append(without, alone), append(with, watched), append(ratios, watched/alone)
 				}
 			})
 			b.ReportMetric(median(without), traffic.unit+"-nothing")
 			b.ReportMetric(median(with), traffic.unit+"-flatd")
 			b.ReportMetric(median(ratios), "rate-ratio")
+			if connects != nil {
+				b.ReportMetric(median(connects), "connect-ratio")
+			}
 		})
 	}
+}
+
+// bursts are what some of them took, in seconds.
+type bursts struct {
+	took     float64
+	connects []float64 // the median of each to connect
+}
+
+func (b *bursts) add(took, connect time.Duration) {
+	b.took += took.Seconds()
+	if connect > 0 {
+		b.connects = append(b.connects, connect.Seconds())
+	}
+}
+
+func timed(send func(t testing.TB, from, to *testbed.Host, units int)) func(*bench, int) (took, connect time.Duration) {
+	return func(b *bench, units int) (took, connect time.Duration) {
+		began := time.Now()
+		send(b, b.client, b.server, units)
+		return time.Since(began), 0
+	}
+}
+
+func (b *bench) connections(n int) (took, connect time.Duration) {
+	r := runStorm(b.B, b.client, b.server, storm{Connections: n})
+	return r.Elapsed, r.Connect
 }
 
 // BenchmarkPublishing has flatd publish each connection to a NATS server, in a

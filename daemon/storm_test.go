@@ -38,7 +38,7 @@ type watcher struct {
 // its programs by the kernel's account, taken in rounds of their own since
 // keeping it costs something too.
 func BenchmarkConnectionStorm(tb *testing.B) {
-	const rounds, connections = 11, 10000
+	const rounds, connections = 9, 10000
 	b := newBench(tb)
 	events := 0 // lost
 	watchers := []watcher{

@@ -3,7 +3,11 @@ package testbed
 import (
 	"io"
 	"net"
+	"runtime"
 	"testing"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // What follows is traffic for benchmarks: as fast as the hosts make it.
@@ -42,32 +46,69 @@ func AnswerEach(l net.Listener) {
 	}
 }
 
-// Bulk sends octets in one stream, and returns when all have arrived.
+// Bulk sends octets in one stream, from one CPU to another, and returns when all
+// have arrived. Where the scheduler may choose, chance decides on the rate.
 func Bulk(t testing.TB, from, to *Host, octets int) {
 	t.Helper()
 	listener := to.Listen(t, net.JoinHostPort(to.V4, "0"))
 	defer listener.Close()
-	received := make(chan int64, 1)
-	go func() {
-		var n int64
-		if conn, err := listener.Accept(); err == nil {
-			n, _ = io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{conn}, make([]byte, 256<<10))
-			conn.Close()
-		}
-		received <- n
-	}()
-	conn := dial(t, from, "tcp", listener.Addr().String())
-	defer conn.Close()
-	chunk := make([]byte, 64<<10)
-	for sent := 0; sent < octets; sent += len(chunk) {
-		if _, err := conn.Write(chunk); err != nil {
-			t.Fatal(err)
-		}
+	sender := dial(t, from, "tcp", listener.Addr().String()).(*net.TCPConn)
+	defer sender.Close()
+	receiver, err := listener.Accept()
+	if err != nil {
+		t.Fatal(err)
 	}
-	_ = conn.(*net.TCPConn).CloseWrite()
-	if n := <-received; n < int64(octets) {
-		t.Fatalf("%d of %d octets have arrived", n, octets)
+	defer receiver.Close()
+	var received int
+	var ends errgroup.Group
+	ends.Go(func() error {
+		return onCPU(0, sender, func(socket int) error {
+			defer sender.CloseWrite()
+			chunk := make([]byte, 64<<10)
+			for left := octets; left > 0; {
+				n, err := unix.Write(socket, chunk[:min(left, len(chunk))])
+				if err != nil {
+					return err
+				}
+				left -= n
+			}
+			return nil
+		})
+	})
+	ends.Go(func() error {
+		return onCPU(1, receiver.(*net.TCPConn), func(socket int) error {
+			chunk := make([]byte, 256<<10)
+			for {
+				n, err := unix.Read(socket, chunk)
+				if err != nil || n == 0 {
+					return err
+				}
+				received += n
+			}
+		})
+	})
+	if err := ends.Wait(); err != nil {
+		t.Fatal(err)
 	}
+	if received != octets {
+		t.Fatalf("%d of %d octets have arrived", received, octets)
+	}
+}
+
+// onCPU has a thread of one CPU, if there is that, do something with a socket that blocks.
+func onCPU(cpu int, conn *net.TCPConn, do func(socket int) error) error {
+	runtime.LockOSThread() // and not unlocked: the thread ends here
+	file, err := conn.File()
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	var only unix.CPUSet
+	only.Set(cpu % runtime.NumCPU())
+	if err := unix.SchedSetaffinity(0, &only); err != nil {
+		return err
+	}
+	return do(int(file.Fd())) // which makes it block
 }
 
 // Datagrams sends small ones of one flow. That some find no room in the
