@@ -39,8 +39,12 @@ const struct flat_overdue *const type_overdue = 0;
 static __always_inline int observe(struct __sk_buff *skb, enum direction direction, enum link link)
 {
 	struct packet p = {};
-	int parsed = parse(skb, &p, direction, link);
 	__u64 place;
+	int parsed;
+
+	if (link == LINK_ETHERNET && is_ordinary(skb, direction))
+		return NEXT;
+	parsed = parse(skb, &p, direction, link);
 
 	if (parsed == -COUNT_TRUNCATED) {
 		/* The headers may lie beyond the linear part of the buffer. */

@@ -28,6 +28,8 @@ func shapeExchanges(t testing.TB, f flow) []exchange {
 		{"ip in ip, and not what is in it", []packet{out(f.raw(t, 4, flow4.syn(t, 100)[14:]...))}, nil, skipped("protocol")},
 		{"ipv6 in ip, and not what is in it", []packet{out(f.raw(t, 41, flow6.syn(t, 100)[14:]...))}, nil, skipped("protocol")},
 		{"another version", []packet{out(patched(syn, 0, 0x55))}, nil, skipped("malformed")},
+		{"another version of a segment without SYN", []packet{out(patched(f.data(t), 0, 0x55))}, nil, skipped("malformed")},
+		{"later fragment of one", []packet{out(fragment(f.data(t), 1))}, nil, skipped("fragment")},
 	}
 	for _, r := range everyKind(t, f) {
 		for name, shape := range shapesOf(f) {
