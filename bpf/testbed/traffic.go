@@ -95,17 +95,26 @@ func Bulk(t testing.TB, from, to *Host, octets int) {
 	}
 }
 
-// onCPU has a thread of one CPU, if there is that, do something with a socket that blocks.
-func onCPU(cpu int, conn *net.TCPConn, do func(socket int) error) error {
+// onCPU has a thread do something with a socket that blocks, on one of the CPUs that
+// there are for us, by its number among them.
+func onCPU(number int, conn *net.TCPConn, do func(socket int) error) error {
 	runtime.LockOSThread() // and not unlocked: the thread ends here
 	file, err := conn.File()
 	if err != nil {
 		return err
 	}
 	defer file.Close()
-	var only unix.CPUSet
-	only.Set(cpu % runtime.NumCPU())
-	if err := unix.SchedSetaffinity(0, &only); err != nil {
+	var ours, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &ours); err != nil {
+		return err
+	}
+	cpu := -1
+	for range number%ours.Count() + 1 {
+		for cpu++; !ours.IsSet(cpu); cpu++ {
+		}
+	}
+	one.Set(cpu)
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
 		return err
 	}
 	return do(int(file.Fd())) // which makes it block
