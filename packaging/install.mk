@@ -4,8 +4,9 @@
 
 UNITS     := flatd.service flatd.socket flatd-metrics.socket
 MAN_PAGES := $(wildcard packaging/man/*.[1-8])
-DOCS      := $(wildcard README.md docs/*)
+DOCS      := README.md outputs/scale.md
 EXAMPLES  := $(wildcard packaging/examples/*)
+LEAF_NODE := $(wildcard packaging/leafnode/*)
 
 bashdir     ?= $(PREFIX)/share/bash-completion/completions
 fishdir     ?= $(PREFIX)/share/fish/vendor_completions.d
@@ -34,6 +35,7 @@ install: $(BIN)/flatd $(BIN)/flatctl ## install below $(DESTDIR)$(PREFIX)
 	install -Dm644 -t $(DESTDIR)$(schemadir) packaging/flatd-event.schema.json packaging/grafana-dashboard.json
 	install -Dm644 -t $(DESTDIR)$(docdir) $(DOCS)
 	install -Dm644 -t $(DESTDIR)$(docdir)/examples $(EXAMPLES)
+	install -Dm644 -t $(DESTDIR)$(docdir)/examples/leafnode $(LEAF_NODE)
 	install -Dm644 LICENSE $(DESTDIR)$(licensefile)
 	for page in $(MAN_PAGES); do \
 		gzip -9nc $$page | $(put) $(DESTDIR)$(mandir)/man$${page##*.}/$${page##*/}.gz || exit; \
