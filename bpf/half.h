@@ -28,7 +28,7 @@
  * One that the verifier checks once, and not anew for each way to it: it takes the
  * arguments for what their types say and the memory behind them for numbers, so that
  * no pointer may be in that, nor, before Linux 6.3, a gap that nobody has set.
- * Earlier than Linux 5.12 it has this for numbers alone.
+ * Before Linux 5.12 (e5069b9c23b3) it has this for numbers alone.
  */
 #ifdef FLAT_512
 #define __checked_alone __noinline
