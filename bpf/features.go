@@ -1,16 +1,20 @@
 package bpf
 
 import (
+	"errors"
+	"fmt"
 	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
+	"golang.org/x/sys/unix"
 )
 
 // haveFetchAdd tells whether the kernel has atomics that return a value, as
-// Linux has since 5.12 (commit 5ffa25502b5a).
-var haveFetchAdd = sync.OnceValue(func() bool {
+// Linux has since 5.12 (commit 5ffa25502b5a). It is an error not to be permitted to
+// ask: whoever took that for a no would make maps for another kernel.
+var haveFetchAdd = sync.OnceValues(func() (bool, error) {
 	add := asm.FetchAdd.Mem(asm.RFP, asm.R0, asm.DWord, -8)
 	add.Constant = 1 // BPF_FETCH, which cilium/ebpf v0.22.0 loses: without it any kernel has it
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
@@ -23,11 +27,14 @@ var haveFetchAdd = sync.OnceValue(func() bool {
 		},
 		License: "Dual BSD/GPL",
 	})
-	if err != nil {
-		return false
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return false, explain(fmt.Errorf("ask what the kernel has: %w", err))
+	case err != nil:
+		return false, nil
 	}
 	p.Close()
-	return true
+	return true, nil
 })
 
 // haveHelper tells whether programs of tc may call a helper.

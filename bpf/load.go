@@ -21,7 +21,11 @@ const (
 
 func loadSpec() (*ebpf.CollectionSpec, error) {
 	loadKernel := loadKernel
-	if haveFetchAdd() {
+	recent, err := haveFetchAdd()
+	if err != nil {
+		return nil, err
+	}
+	if recent {
 		loadKernel = loadKernel512
 	}
 	spec, err := loadKernel()

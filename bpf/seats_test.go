@@ -34,7 +34,7 @@ func asides(t *testing.T, class exchangeClass, f flow) map[string][2]packet {
 // A request waits in the seat that its hash names, by the same arithmetic here and
 // in the kernel, and leaves it with its answer.
 func TestARequestHasItsSeat(t *testing.T) {
-	if !haveFetchAdd() {
+	if recent, err := haveFetchAdd(); err != nil || !recent {
 		t.Skip("nobody takes a seat before Linux 5.12")
 	}
 	for _, class := range exchangeClasses {
@@ -64,7 +64,7 @@ func TestARequestHasItsSeat(t *testing.T) {
 // One whose seat is another's is in the table, and found there whatever becomes of
 // the seat.
 func TestARequestWithoutASeatIsInTheTable(t *testing.T) {
-	if !haveFetchAdd() {
+	if recent, err := haveFetchAdd(); err != nil || !recent {
 		t.Skip("nobody takes a seat before Linux 5.12")
 	}
 	for _, class := range exchangeClasses {
