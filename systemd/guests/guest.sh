@@ -123,20 +123,31 @@ else
 fi
 qemu+=(-append "console=$(console) quiet $on_panic net.ifnames=0 systemd.show_status=0 guest.devices=$devices")
 
-TMPDIR=$work timeout --kill-after=5 "$seconds" "${qemu[@]}" </dev/null >&2 &
-guest=$!
-tail -n +1 -s 0.1 -f --pid="$guest" "$work/log" &
-log=$!
-# Ends with the first line, or with the guest.
-read -r status < <(tail -n +1 -s 0.1 -f --pid="$guest" "$work/status") || status=
-# Not every kernel finds the switch each time.
-[ -z "$status" ] || timeout 10 tail -f --pid="$guest" /dev/null || kill "$guest"
-wait "$guest" || ended=$?
-guest=
-wait "$log" || true
+# boot runs the guest and sets status, empty if the job left none, and ended.
+boot() {
+	ended=0
+	TMPDIR=$work timeout --kill-after=5 "$seconds" "${qemu[@]}" </dev/null >&2 &
+	guest=$!
+	tail -n +1 -s 0.1 -f --pid="$guest" "$work/log" &
+	log=$!
+	# Ends with the first line, or with the guest.
+	read -r status < <(tail -n +1 -s 0.1 -f --pid="$guest" "$work/status") || status=
+	# Not every kernel finds the switch each time.
+	[ -z "$status" ] || timeout 10 tail -f --pid="$guest" /dev/null || kill "$guest"
+	wait "$guest" || ended=$?
+	guest=
+	wait "$log" || true
+}
+
+boot
+# A kernel that patches its code while it boots dies of the emulation now and then.
+if [ -z "$status" ] && [ "$ended" != 124 ] && [ ! -s "$work/log" ]; then
+	say "$suite: the guest died before the job began; once more"
+	boot
+fi
 if [ -z "$status" ]; then
 	status=125
-	[ "${ended:-0}" != 124 ] || status=124
+	[ "$ended" != 124 ] || status=124
 fi
 if [ "$status" -ge 124 ]; then
 	say "$suite: the guest $([ "$status" != 124 ] && echo "failed" || echo "had $seconds s and did not end"); the last it said:"
