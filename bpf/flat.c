@@ -58,6 +58,8 @@ static __always_inline int observe(struct __sk_buff *skb, enum direction directi
 	if (parsed == PARSED_SKIP)
 		return NEXT;
 	if (parsed < 0) {
+		if (direction == INGRESS && skb->protocol == bpf_htons(ETH_P_ARP))
+			hear_neighbour();
 		count(-parsed);
 		return NEXT;
 	}

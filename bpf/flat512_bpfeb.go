@@ -34,6 +34,7 @@ const (
 	kernel512ProgFlatIngressL3  = "flat_ingress_l3"
 	kernel512VarFlatAwaiting    = "flat_awaiting"
 	kernel512VarFlatGates       = "flat_gates"
+	kernel512VarFlatNeighbourNs = "flat_neighbour_ns"
 	kernel512VarFlatSuspendedNs = "flat_suspended_ns"
 	kernel512VarHaveComm        = "have_comm"
 	kernel512VarHavePid         = "have_pid"
@@ -115,6 +116,7 @@ type kernel512MapSpecs struct {
 type kernel512VariableSpecs struct {
 	FlatAwaiting    *ebpf.VariableSpec `ebpf:"flat_awaiting"`
 	FlatGates       *ebpf.VariableSpec `ebpf:"flat_gates"`
+	FlatNeighbourNs *ebpf.VariableSpec `ebpf:"flat_neighbour_ns"`
 	FlatSuspendedNs *ebpf.VariableSpec `ebpf:"flat_suspended_ns"`
 	HaveComm        *ebpf.VariableSpec `ebpf:"have_comm"`
 	HavePid         *ebpf.VariableSpec `ebpf:"have_pid"`
@@ -179,6 +181,7 @@ func (m *kernel512Maps) Close() error {
 type kernel512Variables struct {
 	FlatAwaiting    *ebpf.Variable `ebpf:"flat_awaiting"`
 	FlatGates       *ebpf.Variable `ebpf:"flat_gates"`
+	FlatNeighbourNs *ebpf.Variable `ebpf:"flat_neighbour_ns"`
 	FlatSuspendedNs *ebpf.Variable `ebpf:"flat_suspended_ns"`
 	HaveComm        *ebpf.Variable `ebpf:"have_comm"`
 	HavePid         *ebpf.Variable `ebpf:"have_pid"`

@@ -248,6 +248,7 @@ const (
 	kernelProgFlatIngressL3  = "flat_ingress_l3"
 	kernelVarFlatAwaiting    = "flat_awaiting"
 	kernelVarFlatGates       = "flat_gates"
+	kernelVarFlatNeighbourNs = "flat_neighbour_ns"
 	kernelVarFlatSuspendedNs = "flat_suspended_ns"
 	kernelVarHaveComm        = "have_comm"
 	kernelVarHavePid         = "have_pid"
@@ -329,6 +330,7 @@ type kernelMapSpecs struct {
 type kernelVariableSpecs struct {
 	FlatAwaiting    *ebpf.VariableSpec `ebpf:"flat_awaiting"`
 	FlatGates       *ebpf.VariableSpec `ebpf:"flat_gates"`
+	FlatNeighbourNs *ebpf.VariableSpec `ebpf:"flat_neighbour_ns"`
 	FlatSuspendedNs *ebpf.VariableSpec `ebpf:"flat_suspended_ns"`
 	HaveComm        *ebpf.VariableSpec `ebpf:"have_comm"`
 	HavePid         *ebpf.VariableSpec `ebpf:"have_pid"`
@@ -393,6 +395,7 @@ func (m *kernelMaps) Close() error {
 type kernelVariables struct {
 	FlatAwaiting    *ebpf.Variable `ebpf:"flat_awaiting"`
 	FlatGates       *ebpf.Variable `ebpf:"flat_gates"`
+	FlatNeighbourNs *ebpf.Variable `ebpf:"flat_neighbour_ns"`
 	FlatSuspendedNs *ebpf.Variable `ebpf:"flat_suspended_ns"`
 	HaveComm        *ebpf.Variable `ebpf:"have_comm"`
 	HavePid         *ebpf.Variable `ebpf:"have_pid"`

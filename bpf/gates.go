@@ -24,7 +24,7 @@ const (
 type gates struct {
 	memory    []byte
 	all       *[gatesCount]gate
-	suspended *uint64 // flat_suspended_ns of pending.h
+	suspended *uint64 // flat_suspended_ns of owner.h
 }
 
 // gate is in units of 2^30 ns of CLOCK_BOOTTIME, from 1.

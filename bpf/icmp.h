@@ -13,6 +13,12 @@
 #define ICMPV6_ECHO_REQUEST 128
 #define ICMPV6_ECHO_REPLY 129
 
+/* Neighbour discovery (RFC 4861, 4): solicitations, advertisements and redirects. */
+static __always_inline bool is_discovery(bool ipv6, __u8 type)
+{
+	return ipv6 && type >= 133 && type <= 137;
+}
+
 static __always_inline __u32 echo_id(const struct icmp_echo *echo)
 {
 	return (__u32)bpf_ntohs(echo->id) << 16 | bpf_ntohs(echo->sequence);
@@ -168,6 +174,8 @@ __subprogram int observe_icmp(struct __sk_buff *skb, __u64 place, enum direction
 	request = echo->type == (h->ipv6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO_REQUEST);
 	reply = echo->type == (h->ipv6 ? ICMPV6_ECHO_REPLY : ICMP_ECHO_REPLY);
 	if (!request && !reply) {
+		if (direction == INGRESS && is_discovery(h->ipv6, echo->type))
+			hear_neighbour();
 		count(COUNT_ICMP_OTHER);
 		return 0;
 	}

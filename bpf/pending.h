@@ -7,6 +7,7 @@
 #include <linux/errno.h>
 
 #include "filter.h"
+#include "owner.h"
 #include "report.h"
 #include "seat.h"
 
@@ -63,53 +64,6 @@ static __always_inline void new_request(const struct __sk_buff *skb, const struc
 static __always_inline bool is_open(const struct flat_pending *found)
 {
 	return found->state == STATE_OPEN || found->state == STATE_HALF_OPEN;
-}
-
-/*
- * own_socket tells whose packet this is, as far as it can be known: only of
- * what goes out. On a packet that comes in over veth it is the sender's.
- */
-static __always_inline void own_socket(struct __sk_buff *skb, __u64 *cgroup, __u32 *uid)
-{
-	*cgroup = bpf_skb_cgroup_id(skb);
-	*uid = *cgroup ? bpf_get_socket_uid(skb) : 0;
-}
-
-/* Whether the kernel has these helpers for programs of tc; set before they are loaded. */
-const volatile bool have_pid;  /* Linux 6.10 */
-const volatile bool have_comm; /* Linux 6.16 */
-
-/*
- * For how long the host was suspended: by how much CLOCK_BOOTTIME, the clock of all
- * that is measured, is before CLOCK_MONOTONIC, that of skb->tstamp. User space keeps it.
- */
-__u64 flat_suspended_ns;
-
-/* A SYN that goes out later than this after TCP made it had to wait for something. */
-#define AT_ONCE_NS (50 * 1000)
-
-/*
- * own_process tells which process asks, where it is sure to be the current one:
- * its SYN comes straight from TCP, not from a queue for want of the neighbour's
- * address, and the current task is in the cgroup of the socket. Of datagrams,
- * which bear no time, it cannot be told.
- */
-static __always_inline void own_process(const struct __sk_buff *skb, const struct half *h,
-					struct flat_pending *request)
-{
-#ifdef FLAT_512
-	if (!have_pid || h->key.kind != KIND_TCP || !request->cgroup ||
-	    bpf_get_current_cgroup_id() != request->cgroup ||
-	    (__s64)(h->now - flat_suspended_ns - skb->tstamp) > AT_ONCE_NS)
-		return;
-	request->pid = bpf_get_current_pid_tgid() >> 32;
-	if (have_comm)
-		bpf_get_current_comm(request->comm, sizeof(request->comm));
-#else
-	(void)skb;
-	(void)h;
-	(void)request;
-#endif
 }
 
 /*
