@@ -129,7 +129,6 @@ static __always_inline void observe_error(struct __sk_buff *skb, struct flat_opt
 					  struct half *h, const struct icmp_echo *icmp)
 {
 	struct answer a = new_answer(h, RESULT_UNREACHABLE, false);
-	enum flat_side side = side_of_answer(h->direction);
 	struct flat_pending *found;
 	__u32 sequence = 0;
 	bool known;
@@ -142,7 +141,7 @@ static __always_inline void observe_error(struct __sk_buff *skb, struct flat_opt
 	known = set_quoted(skb, s, h, h->transport + sizeof(*icmp), &sequence);
 	h->direction = h->direction == EGRESS ? INGRESS : EGRESS;
 
-	found = known ? find_request(side, &h->key, h->hash) : 0;
+	found = known ? find_request(a.side, &h->key, h->hash) : 0;
 	if (!found || found->state != STATE_OPEN ||
 	    (h->key.kind == KIND_TCP && found->isn != sequence)) {
 		count(COUNT_QUOTE);

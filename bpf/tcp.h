@@ -154,7 +154,6 @@ static __always_inline void observe_syn_ack(struct __sk_buff *skb, struct flat_o
 					    struct half *h, const struct tcp_header *tcp)
 {
 	struct answer a = new_answer(h, RESULT_ESTABLISHED, true);
-	enum flat_side side = side_of_answer(h->direction);
 	struct flat_pending *found = found_answering(h);
 	const struct tcp_timestamps *ts;
 	bool crossed;
@@ -163,7 +162,7 @@ static __always_inline void observe_syn_ack(struct __sk_buff *skb, struct flat_o
 		count(COUNT_WRONG_ACK);
 		return;
 	}
-	if (found && side == SIDE_SERVER && found->state != STATE_REPORTED) {
+	if (found && a.side == SIDE_SERVER && found->state != STATE_REPORTED) {
 		await_completion(skb, h, found, tcp);
 		return;
 	}
