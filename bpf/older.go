@@ -71,7 +71,7 @@ func otherVersions(root string) (abis []int, err error) {
 }
 
 func openOlder(s *State, abi int) (*Older, error) {
-	o := &Older{ABI: abi, State: &State{root: s.root, dir: filepath.Join(s.root, fmt.Sprintf("v%d", abi)), options: s.options}}
+	o := &Older{ABI: abi, State: &State{root: s.root, dir: layoutDir(s.root, abi), options: s.options}}
 	if err := checkOwner(o.dir); err != nil {
 		return nil, err
 	}

@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-var updateCosts = flag.Bool("update", false, "write testdata/path_costs.txt anew")
+var update = flag.Bool("update", false, "write what is committed in testdata anew")
 
 // pathCosts has, for each class of packets, what the programs execute for one:
 // instructions of the object for Linux 5.10 and calls of helpers, then the same
@@ -80,7 +80,7 @@ func (x *interpreter) costs() map[string]pathCost {
 func TestPathsGetNoLonger(t *testing.T) {
 	objects := interpreted(t)
 	old, recent := objects["5.10"].costs(), objects["5.12"].costs()
-	if *updateCosts {
+	if *update {
 		writeCosts(t, old, recent)
 	}
 	oldBefore, recentBefore := readCosts(t)

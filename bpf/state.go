@@ -16,8 +16,8 @@ import (
 
 // ABI is the version of the pinned state: of the maps' keys and values, and of
 // the records in the ring. Another layout gets another number and thereby
-// another directory.
-const ABI = 1
+// another directory. TestLayoutHasItsNumber knows what has which.
+const ABI = 2
 
 // Errors a caller acts on.
 var (
@@ -45,9 +45,9 @@ const (
 // State is flatd's state in the kernel, which outlives the process:
 //
 //	<pin path>/                  locked by the daemon that uses it
-//	    v1/flat_ours …           maps
-//	    v1/flat_ingress …        programs
-//	    v1/links/4-ingress       tcx link of the interface with index 4
+//	    v2/flat_ours …           maps
+//	    v2/flat_ingress …        programs
+//	    v2/links/4-ingress       tcx link of the interface with index 4
 //
 // Its methods are for one goroutine, except Counters, Histograms, UntoldLoss
 // and Attachments, which any may call.
@@ -67,6 +67,11 @@ type State struct {
 	attacher attacher
 }
 
+// layoutDir is where the state of a layout is.
+func layoutDir(pinPath string, abi int) string {
+	return filepath.Join(pinPath, fmt.Sprintf("v%d", abi))
+}
+
 // Open takes hold of the state below pinPath, creating what is missing. It
 // attaches nothing and changes no settings. The caller must Close it.
 func Open(pinPath string, mode Mode) (*State, error) {
@@ -82,7 +87,7 @@ func open(pinPath string, mode Mode, specOf func() (*ebpf.CollectionSpec, error)
 	// it stays as it is, which may well be enough.
 	_ = rlimit.RemoveMemlock()
 
-	s = &State{spec: specOf, root: pinPath, dir: filepath.Join(pinPath, fmt.Sprintf("v%d", ABI))}
+	s = &State{spec: specOf, root: pinPath, dir: layoutDir(pinPath, ABI)}
 	defer func() {
 		if err != nil {
 			s.Close()

@@ -3,7 +3,6 @@ package bpf
 import (
 	"net/netip"
 	"os"
-	"path/filepath"
 	"runtime"
 	"testing"
 	"time"
@@ -232,7 +231,7 @@ func TestATakeoverKnowsWhatWasBeforeIt(t *testing.T) {
 	k.in(flow4.back().udp(t, 2))
 	k.out(flow6.udp(t, 1))
 	k.leave()
-	if err := os.Rename(filepath.Join(path, "v1"), filepath.Join(path, "v2")); err != nil {
+	if err := os.Rename(layoutDir(path, ABI), layoutDir(path, ABI+1)); err != nil {
 		t.Fatal(err)
 	}
 	k = session(t, path)

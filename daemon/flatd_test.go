@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/flatd/flatd/bpf"
 	"github.com/flatd/flatd/bpf/testbed"
 )
 
@@ -118,6 +119,11 @@ type setup struct {
 
 func newSetup(t testing.TB, host *testbed.Host, binary, config string) *setup {
 	return &setup{host: host, binary: binary, pins: filepath.Join(testbed.BPFFS(t), "flatd"), dir: t.TempDir(), config: config, interfaces: `"eth0"`}
+}
+
+// pinned is the path of what is pinned by a name.
+func (s *setup) pinned(name string) string {
+	return filepath.Join(s.pins, fmt.Sprintf("v%d", bpf.ABI), name)
 }
 
 func (s *setup) socket() string { return filepath.Join(s.dir, "control.sock") }

@@ -300,7 +300,7 @@ func TestManyInterfacesAtOnce(t *testing.T) {
 					t.Errorf("%s: %s", i.Name, i.Error)
 				}
 			}
-			pins, err := os.ReadDir(filepath.Join(s.pins, "v1", "links"))
+			pins, err := os.ReadDir(s.pinned("links"))
 			want := 0
 			if mode == bpf.TCX {
 				want = 2 * (n + 1)
@@ -398,19 +398,19 @@ func TestRemovedProgramsArePutBack(t *testing.T) {
 	removals := map[string]struct {
 		mode   bpf.Mode
 		every  time.Duration
-		remove func(t *testing.T, h *testbed.Host, pins string)
+		remove func(t *testing.T, h *testbed.Host, s *setup)
 	}{
-		"filter": {bpf.Clsact, onlyByNews, func(t *testing.T, h *testbed.Host, _ string) {
+		"filter": {bpf.Clsact, onlyByNews, func(t *testing.T, h *testbed.Host, _ *setup) {
 			testbed.Run(t, testbed.Tool(t, "tc"), "-n", h.Name, "filter", "delete", "dev", "eth0", "ingress", "prio", "10")
 		}},
-		"qdisc": {bpf.Clsact, onlyByNews, func(t *testing.T, h *testbed.Host, _ string) {
+		"qdisc": {bpf.Clsact, onlyByNews, func(t *testing.T, h *testbed.Host, _ *setup) {
 			testbed.Run(t, testbed.Tool(t, "tc"), "-n", h.Name, "qdisc", "delete", "dev", "eth0", "clsact")
 		}},
-		"filter, at the next look": {bpf.Clsact, 100 * time.Millisecond, func(t *testing.T, h *testbed.Host, _ string) {
+		"filter, at the next look": {bpf.Clsact, 100 * time.Millisecond, func(t *testing.T, h *testbed.Host, _ *setup) {
 			testbed.Run(t, testbed.Tool(t, "tc"), "-n", h.Name, "filter", "delete", "dev", "eth0", "egress", "prio", "10")
 		}},
-		"link": {bpf.TCX, 100 * time.Millisecond, func(t *testing.T, _ *testbed.Host, pins string) {
-			l, err := link.LoadPinnedLink(filepath.Join(pins, "v1", "links", "2-egress"), nil)
+		"link": {bpf.TCX, 100 * time.Millisecond, func(t *testing.T, _ *testbed.Host, s *setup) {
+			l, err := link.LoadPinnedLink(s.pinned("links/2-egress"), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -419,9 +419,9 @@ func TestRemovedProgramsArePutBack(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
-		"pins": {bpf.TCX, 100 * time.Millisecond, func(t *testing.T, _ *testbed.Host, pins string) {
+		"pins": {bpf.TCX, 100 * time.Millisecond, func(t *testing.T, _ *testbed.Host, s *setup) {
 			for _, name := range []string{"2-ingress", "2-egress"} {
-				if err := os.Remove(filepath.Join(pins, "v1", "links", name)); err != nil {
+				if err := os.Remove(s.pinned("links/" + name)); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -435,7 +435,7 @@ func TestRemovedProgramsArePutBack(t *testing.T) {
 			client, server := testbed.Pair(t)
 			s := newImpatient(t, client, r.every, attachBy(r.mode))
 			p := s.start(t)
-			r.remove(t, client, s.pins)
+			r.remove(t, client, s)
 			again := p.waitN("the return of the programs", 2, isAction("attach", "eth0"))
 			if !strings.Contains(again[1].Message, "somebody had removed the programs") {
 				t.Errorf("told so: %s", again[1].Message)

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -199,7 +198,7 @@ func TestInterfacesComeAndGo(t *testing.T) {
 	p.wait("detach of eth0", isAction("detach", "eth0"))
 	add("eth0")
 	p.waitN("attach of the new eth0", 2, isAction("attach", "eth0"))
-	if pins, err := os.ReadDir(filepath.Join(s.pins, "v1", "links")); err != nil || len(pins) != 2 {
+	if pins, err := os.ReadDir(s.pinned("links")); err != nil || len(pins) != 2 {
 		t.Errorf("link pins %v, want the two of the new eth0 (%v)", pins, err)
 	}
 }

@@ -10,7 +10,6 @@ import (
 	"math/bits"
 	"net"
 	"net/http"
-	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -50,7 +49,7 @@ func TestMetrics(t *testing.T) {
 	if native.format != expfmt.TypeProtoDelim || classic.format != expfmt.TypeTextPlain {
 		t.Fatalf("the formats are %v and %v", native.format, classic.format)
 	}
-	kernel := kernelHistograms(t, s.pins)
+	kernel := kernelHistograms(t, s.pinned("flat_histograms"))
 	t.Run("native histograms", func(t *testing.T) { sameHistograms(t, native.histograms(t, nativeCounts), kernel, nativeOfKernel) })
 	t.Run("classic histograms beside them", func(t *testing.T) {
 		sameHistograms(t, native.histograms(t, classicCounts), kernel, classicOfKernel)
@@ -201,9 +200,9 @@ func nativeOfKernel(i int) int {
 func classicOfKernel(i int) int { return 10 + (i+3)/4 }
 
 // kernelHistograms reads the kernel's own table, and sums it up by labels.
-func kernelHistograms(t *testing.T, pins string) map[string]bpf.Histogram {
+func kernelHistograms(t *testing.T, pin string) map[string]bpf.Histogram {
 	t.Helper()
-	table, err := ebpf.LoadPinnedMap(filepath.Join(pins, fmt.Sprintf("v%d", bpf.ABI), "flat_histograms"), nil)
+	table, err := ebpf.LoadPinnedMap(pin, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

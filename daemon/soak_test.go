@@ -305,7 +305,7 @@ func TestNothingIsLostByAnUpgrade(t *testing.T) {
 
 // otherLayout are the edits of a release with other maps.
 var otherLayout = []testbed.Edit{
-	{File: "bpf/state.go", Old: "const ABI = 1\n", New: "const ABI = 2\n"},
+	{File: "bpf/state.go", Old: fmt.Sprintf("const ABI = %d\n", bpf.ABI), New: fmt.Sprintf("const ABI = %d\n", bpf.ABI+1)},
 	{File: "bpf/load.go", Old: "variables.Name, variables.Pinning = variablesPin, ebpf.PinByName\n",
 		New: `variables.Name, variables.Pinning = variablesPin, ebpf.PinByName
 	spec.Maps[kernelMapFlatEvents].MaxEntries *= 2

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
@@ -152,7 +151,7 @@ func (b *bench) countPrograms(connections int) (stop func() time.Duration) {
 		r.settled(connections)
 		var took time.Duration
 		for _, name := range []string{"flat_ingress", "flat_egress"} {
-			took += programTime(b.B, filepath.Join(r.setup.pins, "v1", name))
+			took += programTime(b.B, r.setup.pinned(name))
 		}
 		_ = keeping.Close()
 		r.end()
