@@ -39,6 +39,9 @@ func doctorCommand(c *client) *cobra.Command {
 			if configErr != nil {
 				loaded = daemon.Defaults()
 			}
+			if !cmd.Flags().Changed("socket") {
+				*c.socket = loaded.Socket
+			}
 			findings := []finding{
 				examineKernel(),
 				examineRights(),
@@ -52,7 +55,7 @@ func doctorCommand(c *client) *cobra.Command {
 			return inFolds(cmd.OutOrStdout(), func(to io.Writer) error { return tellFindings(to, findings) })
 		},
 	}
-	cmd.Flags().StringVar(&config, "config", daemon.DefaultPath, "the configuration `file`")
+	cmd.Flags().StringVar(&config, "config", daemon.DefaultPath, "the configuration `file`, which also names the socket unless --socket does")
 	return cmd
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -74,7 +75,10 @@ func (s *site) stopFlatd() {
 // run runs flatctl and returns what it printed and its exit status.
 func (s *site) run(args ...string) (out string, status int) {
 	s.t.Helper()
-	command := exec.Command(s.flatctl, append([]string{"--socket", s.socket}, args...)...)
+	if !slices.Contains(args, "--config") { // which names the socket
+		args = append([]string{"--socket", s.socket}, args...)
+	}
+	command := exec.Command(s.flatctl, args...)
 	command.Env = append(os.Environ(), "LC_ALL=C")
 	text, _ := command.CombinedOutput()
 	return string(text), command.ProcessState.ExitCode()
