@@ -55,7 +55,7 @@ static __always_inline bool read_quoted_ipv4(struct __sk_buff *skb, struct half 
 {
 	struct iphdr ip;
 
-	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)) || ip.frag_off & bpf_htons(0x1fff))
+	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)) || is_later_fragment(&ip))
 		return false;
 	set_ipv4(h, &ip);
 	q->protocol = ip.protocol;

@@ -193,6 +193,17 @@ static __always_inline __u32 fold_addr(const __be32 *words)
 	return words[0] ^ words[1] ^ words[2] ^ words[3];
 }
 
+static __always_inline __u32 fold_ipv4(__be32 addr)
+{
+	return addr ^ bpf_htonl(0xffff);
+}
+
+/* Of a fragmented packet only the first has the transport header (RFC 791, 3.2). */
+static __always_inline bool is_later_fragment(const struct iphdr *ip)
+{
+	return ip->frag_off & bpf_htons(0x1fff);
+}
+
 static __always_inline int parse_ipv4(struct cursor *c, struct packet *p)
 {
 	struct iphdr *ip = c->pos;
@@ -203,12 +214,12 @@ static __always_inline int parse_ipv4(struct cursor *c, struct packet *p)
 	header = (first_octet(ip) & 0xf) * 4;
 	if (first_octet(ip) >> 4 != 4 || header < sizeof(*ip))
 		return -COUNT_MALFORMED;
-	if (ip->frag_off & bpf_htons(0x1fff))
+	if (is_later_fragment(ip))
 		return -COUNT_FRAGMENT;
 	p->network = c->offset;
 	p->protocol = ip->protocol;
 	p->length = bpf_ntohs(ip->tot_len) - header;
-	p->source = ip->saddr ^ bpf_htonl(0xffff);
+	p->source = fold_ipv4(ip->saddr);
 	advance(c, header);
 	return PARSED;
 }
@@ -278,6 +289,13 @@ static __always_inline int parse_ipv6(const struct __sk_buff *skb, struct cursor
 	return PARSED;
 }
 
+/* is_awaited_ack is whether a segment from outside may complete a handshake. */
+static __always_inline bool is_awaited_ack(const struct tcp_header *tcp, __u32 source)
+{
+	return is_awaited(slot_hash(source, tcp->source, tcp->destination),
+			  bpf_ntohl(tcp->acknowledgment));
+}
+
 /* judge_tcp tells the few segments that matter from all others. */
 static __always_inline int judge_tcp(const struct tcp_header *tcp, const struct packet *p,
 				     enum direction direction)
@@ -288,10 +306,7 @@ static __always_inline int judge_tcp(const struct tcp_header *tcp, const struct 
 		return -COUNT_UNMATCHED;
 	if (tcp->flags & (TCP_SYN | TCP_RST))
 		return PARSED;
-	if (direction == EGRESS)
-		return PARSED_SKIP;
-	if (is_awaited(slot_hash(p->source, tcp->source, tcp->destination),
-		       bpf_ntohl(tcp->acknowledgment)))
+	if (direction == INGRESS && is_awaited_ack(tcp, p->source))
 		return PARSED_AWAITED;
 	return PARSED_SKIP;
 }
@@ -398,10 +413,9 @@ static __always_inline bool is_ordinary(const struct __sk_buff *skb, enum direct
 	if ((void *)(tcp + 1) > end)
 		return false;
 	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
-		if (first_octet(v4) != 0x45 || v4->protocol != IPPROTO_TCP ||
-		    v4->frag_off & bpf_htons(0x1fff))
+		if (first_octet(v4) != 0x45 || v4->protocol != IPPROTO_TCP || is_later_fragment(v4))
 			return false;
-		source = v4->saddr ^ bpf_htonl(0xffff);
+		source = fold_ipv4(v4->saddr);
 	} else {
 		tcp = (void *)(v6 + 1);
 		if (eth->h_proto != bpf_htons(ETH_P_IPV6) || (void *)(tcp + 1) > end ||
@@ -410,6 +424,5 @@ static __always_inline bool is_ordinary(const struct __sk_buff *skb, enum direct
 		source = fold_addr(v6->saddr.in6_u.u6_addr32);
 	}
 	return !(tcp->flags & (TCP_SYN | TCP_RST)) &&
-	       (direction == EGRESS || !is_awaited(slot_hash(source, tcp->source, tcp->destination),
-						   bpf_ntohl(tcp->acknowledgment)));
+	       (direction == EGRESS || !is_awaited_ack(tcp, source));
 }
