@@ -136,16 +136,7 @@ func TestLoadsByHand(t *testing.T) {
 func TestTraceSaysWhatHappens(t *testing.T) {
 	testbed.Root(t)
 	object := compile(t, "flat.c", "-DFLAT_TRACE")
-	dir := t.TempDir()
-	if err := unix.Mount("tracefs", dir, "tracefs", 0, ""); err != nil {
-		testbed.Missing(t, "mount tracefs: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-			t.Errorf("unmount %s: %v", dir, err)
-		}
-	})
-	pipe, err := os.OpenFile(filepath.Join(dir, "trace_pipe"), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	pipe, err := os.OpenFile(filepath.Join(testbed.Mount(t, "tracefs", ""), "trace_pipe"), os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		testbed.Missing(t, "open the trace: %v", err)
 	}

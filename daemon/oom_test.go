@@ -39,15 +39,7 @@ func newMemoryGroup(t *testing.T) *memoryGroup {
 		m.limit, m.usage, m.events, m.unlimited = "memory.limit_in_bytes", "memory.usage_in_bytes", "memory.oom_control", "-1"
 		kind, options = "cgroup", "memory"
 	}
-	mount := t.TempDir() // which ip netns exec leaves alone
-	if err := unix.Mount(kind, mount, kind, 0, options); err != nil {
-		testbed.Missing(t, "mount %s: %v", kind, err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(mount, unix.MNT_DETACH); err != nil {
-			t.Errorf("unmount %s: %v", mount, err)
-		}
-	})
+	mount := testbed.Mount(t, kind, options)
 	noSwap := "memory.swap.max"
 	if old {
 		noSwap = "memory.swappiness"

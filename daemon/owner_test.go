@@ -17,7 +17,6 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/flatd/flatd/bpf/testbed"
 )
@@ -32,17 +31,7 @@ type hierarchy struct {
 
 func newHierarchy(t *testing.T) *hierarchy {
 	t.Helper()
-	testbed.Root(t)
-	h := &hierarchy{t: t, mount: t.TempDir(), slice: fmt.Sprintf("/flatdtest%d.slice", os.Getpid())}
-	// ip netns exec takes /sys away, and what is mounted below; this stays.
-	if err := unix.Mount("cgroup2", h.mount, "cgroup2", 0, ""); err != nil {
-		testbed.Missing(t, "mount cgroup2: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(h.mount, unix.MNT_DETACH); err != nil {
-			t.Errorf("unmount %s: %v", h.mount, err)
-		}
-	})
+	h := &hierarchy{t: t, mount: testbed.Cgroups(t), slice: fmt.Sprintf("/flatdtest%d.slice", os.Getpid())}
 	if err := os.Mkdir(h.mount+h.slice, 0o755); err != nil {
 		testbed.Missing(t, "make a cgroup: %v", err)
 	}

@@ -50,10 +50,24 @@ func Tool(t testing.TB, name string) string {
 // BPFFS mounts a BPF file system of the test's own and returns its path.
 func BPFFS(t testing.TB) string {
 	t.Helper()
+	return Mount(t, "bpf", "mode=0700")
+}
+
+// Cgroups mounts the machine's cgroups, of version 2, and returns their path.
+func Cgroups(t testing.TB) string {
+	t.Helper()
+	return Mount(t, "cgroup2", "")
+}
+
+// Mount mounts a file system of the kernel's at a directory of the test's own, and
+// returns that. Commands of a Host see it, and not what is mounted below /sys: ip
+// netns exec puts another in its place.
+func Mount(t testing.TB, kind, options string) string {
+	t.Helper()
 	Root(t)
 	dir := t.TempDir()
-	if err := unix.Mount("bpf", dir, "bpf", 0, "mode=0700"); err != nil {
-		Missing(t, "mount a BPF file system: %v", err)
+	if err := unix.Mount(kind, dir, kind, 0, options); err != nil {
+		Missing(t, "mount %s: %v", kind, err)
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
@@ -72,11 +86,12 @@ type Host struct {
 }
 
 // Pair makes two hosts joined by a veth, with addresses of both families that
-// can be used at once. Their names are unique to this test.
+// can be used at once, and with cgroups, as any host. Their names are unique to this
+// test.
 func Pair(t testing.TB) (client, server *Host) {
 	t.Helper()
-	Root(t)
 	Tool(t, "ip")
+	Cgroups(t)
 	id := fmt.Sprintf("%d-%d", os.Getpid(), counter())
 	client = newHost(t, "flat-c-"+id, "eth0", "10.99.0.1", "fd99::1")
 	server = newHost(t, "flat-s-"+id, "eth0", "10.99.0.2", "fd99::2")

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -14,7 +13,6 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/flatd/flatd/bpf/testbed"
 )
@@ -113,17 +111,12 @@ func TestCompletionOfLiveValues(t *testing.T) {
 // is made before flatd starts, which looks for the mount.
 func newUnit(t *testing.T, name string) string {
 	t.Helper()
-	testbed.Root(t)
-	mount := t.TempDir()
-	if err := unix.Mount("cgroup2", mount, "cgroup2", 0, ""); err != nil {
-		testbed.Missing(t, "mount cgroup2: %v", err)
-	}
-	dir := filepath.Join(mount, name)
+	dir := filepath.Join(testbed.Cgroups(t), name)
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		testbed.Missing(t, "make a cgroup: %v", err)
 	}
 	t.Cleanup(func() {
-		if err := errors.Join(os.Remove(dir), unix.Unmount(mount, unix.MNT_DETACH)); err != nil {
+		if err := os.Remove(dir); err != nil {
 			t.Error(err)
 		}
 	})

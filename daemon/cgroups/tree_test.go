@@ -29,17 +29,8 @@ type hierarchy struct {
 
 func mount(t *testing.T) *hierarchy {
 	t.Helper()
-	testbed.Root(t)
-	h := &hierarchy{t: t, mount: t.TempDir(), base: fmt.Sprintf("/flatdtest%d.slice", os.Getpid())}
+	h := &hierarchy{t: t, mount: testbed.Cgroups(t), base: fmt.Sprintf("/flatdtest%d.slice", os.Getpid())}
 	h.root = h.mount + h.base
-	if err := unix.Mount("cgroup2", h.mount, "cgroup2", 0, ""); err != nil {
-		testbed.Missing(t, "mount cgroup2: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(h.mount, unix.MNT_DETACH); err != nil {
-			t.Errorf("unmount %s: %v", h.mount, err)
-		}
-	})
 	if err := os.Mkdir(h.root, 0o755); err != nil {
 		testbed.Missing(t, "make a cgroup: %v", err)
 	}
