@@ -1,7 +1,6 @@
 package bpf
 
 import (
-	"bytes"
 	"cmp"
 	"fmt"
 	"maps"
@@ -31,12 +30,11 @@ func TestLayoutHasItsNumber(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	number := fmt.Sprintf("ABI %d\n", ABI)
-	same := bytes.HasPrefix(before, []byte(number))
 	if string(before) == now {
 		return
 	}
-	if !same && *update {
+	sameABI := strings.HasPrefix(string(before), fmt.Sprintf("ABI %d\n", ABI))
+	if *update && !sameABI {
 		if err := os.WriteFile(layoutFile, []byte(now), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -53,7 +51,7 @@ func TestLayoutHasItsNumber(t *testing.T) {
 			t.Errorf("new:  %s", line)
 		}
 	}
-	if same {
+	if sameABI {
 		t.Errorf("the layout is not that of ABI %d any more: raise it (state.go)", ABI)
 	} else {
 		t.Errorf("%s is of another ABI: write it with -update", layoutFile)

@@ -39,12 +39,12 @@ func TestAnyRestOfTheStateIsRepaired(t *testing.T) {
 	for kept := 0; kept < len(names); kept += 4 { // one pin missing: TestHalfMadeStateIsRepaired
 		random.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
 		for _, name := range names[kept:] {
-			if err := os.Remove(filepath.Join(layoutDir(path, ABI), name)); err != nil {
+			if err := os.Remove(pinOf(path, name)); err != nil {
 				t.Fatal(err)
 			}
 		}
 		if kept == 0 {
-			if err := os.Remove(filepath.Join(layoutDir(path, ABI), "links")); err != nil {
+			if err := os.Remove(pinOf(path, "links")); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -77,7 +77,7 @@ func TestAPinDirectoryOfOthersIsRefused(t *testing.T) {
 		"world can write":       {".", chmod(0o777), "chmod 0700"},
 		"sticky":                {".", chmod(0o777 | os.ModeSticky), "chmod 0700"},
 		"group can write maps":  {layoutDir("", ABI), chmod(0o770), "chmod 0700"},
-		"world can write links": {layoutDir("", ABI) + "/links", chmod(0o777), "chmod 0700"},
+		"world can write links": {pinOf("", "links"), chmod(0o777), "chmod 0700"},
 		"another's":             {".", func(dir string) error { return os.Chown(dir, 1000, 1000) }, "chown root:root"},
 		"another's maps":        {layoutDir("", ABI), func(dir string) error { return os.Chown(dir, 1000, 1000) }, "chown root:root"},
 	} {
@@ -134,7 +134,7 @@ func TestLinksOfAVanishedInterface(t *testing.T) {
 
 	testbed.Run(t, "ip", "-n", v.client.Name, "link", "delete", "eth0")
 	v.detach(index)
-	if pins, err := os.ReadDir(filepath.Join(layoutDir(v.path, ABI), "links")); err != nil || len(pins) != 0 {
+	if pins, err := os.ReadDir(pinOf(v.path, "links")); err != nil || len(pins) != 0 {
 		t.Errorf("links %v are left, %v", pins, err)
 	}
 }
@@ -147,7 +147,7 @@ func TestRemoveDetachesFromDamagedState(t *testing.T) {
 		v.Close()
 		for i, name := range pinNames(t, v.path) {
 			if i%3 != 0 {
-				if err := os.Remove(filepath.Join(layoutDir(v.path, ABI), name)); err != nil {
+				if err := os.Remove(pinOf(v.path, name)); err != nil {
 					t.Fatal(err)
 				}
 			}

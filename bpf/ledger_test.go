@@ -260,7 +260,7 @@ func TestReleasedRecordsAreCountedOnce(t *testing.T) {
 func TestALedgerOfAnotherLayoutIsRefused(t *testing.T) {
 	path := testbed.BPFFS(t)
 	session(t, path).leave()
-	foreignMap(t, layoutDir(path, ABI)+"/"+ledgerPin)
+	foreignMap(t, pinOf(path, ledgerPin))
 	_, err := Open(path, Auto)
 	if err == nil || !bytes.Contains([]byte(err.Error()), []byte("another layout")) {
 		t.Errorf("error %v", err)

@@ -82,7 +82,7 @@ func (k *kernel) one() kernelFlatRecord {
 // away runs a frame through a pinned program while no daemon is there.
 func away(t *testing.T, path, program string, frame []byte) {
 	t.Helper()
-	p, err := ebpf.LoadPinnedProgram(filepath.Join(layoutDir(path, ABI), program), nil)
+	p, err := ebpf.LoadPinnedProgram(pinOf(path, program), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +136,7 @@ func TestProgramsForL3DevicesWaitForOne(t *testing.T) {
 	path := testbed.BPFFS(t)
 	pinned := func() (n int) {
 		for _, name := range append(basicPrograms, l3Programs...) {
-			if _, err := os.Stat(filepath.Join(layoutDir(path, ABI), name)); err == nil {
+			if _, err := os.Stat(pinOf(path, name)); err == nil {
 				n++
 			}
 		}
@@ -278,6 +278,9 @@ func (v *veth) links() map[direction]*link.Info {
 	return all
 }
 
+// pinOf is the path of what is pinned by a name.
+func pinOf(pinPath, name string) string { return filepath.Join(layoutDir(pinPath, ABI), name) }
+
 func pinNames(t *testing.T, path string) (names []string) {
 	t.Helper()
 	entries, err := os.ReadDir(layoutDir(path, ABI))
@@ -307,7 +310,7 @@ func TestHalfMadeStateIsRepaired(t *testing.T) {
 	var last uint64
 	for _, name := range names {
 		t.Run(name, func(t *testing.T) {
-			if err := os.Remove(filepath.Join(layoutDir(path, ABI), name)); err != nil {
+			if err := os.Remove(pinOf(path, name)); err != nil {
 				t.Fatal(err)
 			}
 			repair := StartReplace
@@ -335,7 +338,7 @@ func TestHalfMadeStateIsRepaired(t *testing.T) {
 func TestProgramsOfUnpinnedMapsAreNotAdopted(t *testing.T) {
 	path := testbed.BPFFS(t)
 	session(t, path).leave()
-	ring := filepath.Join(layoutDir(path, ABI), kernelMapFlatEvents)
+	ring := pinOf(path, kernelMapFlatEvents)
 	if err := os.Remove(ring); err != nil {
 		t.Fatal(err)
 	}
@@ -405,7 +408,7 @@ func TestSecondDaemonIsRefused(t *testing.T) {
 func TestOtherFileSystemIsRefused(t *testing.T) {
 	testbed.Root(t)
 	path := t.TempDir()
-	precious := filepath.Join(layoutDir(path, ABI), "precious")
+	precious := pinOf(path, "precious")
 	if err := os.MkdirAll(filepath.Dir(precious), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -443,7 +446,7 @@ func foreignMap(t *testing.T, path string) {
 func TestMapOfAnotherLayoutIsRefusedAndRemoved(t *testing.T) {
 	path := testbed.BPFFS(t)
 	session(t, path).leave()
-	foreignMap(t, filepath.Join(layoutDir(path, ABI), kernelMapFlatOurs))
+	foreignMap(t, pinOf(path, kernelMapFlatOurs))
 	_, err := Open(path, Auto)
 	if err == nil {
 		t.Fatal("opened on a map of another layout")
@@ -472,12 +475,12 @@ func TestRemoveTakesWhatIsThereAndNoMore(t *testing.T) {
 	// Half of the pins are gone, others are not what they should be, and older
 	// and newer versions left theirs.
 	for _, name := range []string{kernelProgFlatEgress, kernelMapFlatEvents, kernelMapFlatSequence} {
-		if err := os.Remove(filepath.Join(layoutDir(path, ABI), name)); err != nil {
+		if err := os.Remove(pinOf(path, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	foreignMap(t, filepath.Join(layoutDir(path, ABI), kernelProgFlatIngress))
-	foreignMap(t, filepath.Join(layoutDir(path, ABI), "links", "7-ingress"))
+	foreignMap(t, pinOf(path, kernelProgFlatIngress))
+	foreignMap(t, pinOf(path, "links/7-ingress"))
 	for _, dir := range []string{"v0", "v23/links", "vienna"} {
 		if err := os.MkdirAll(filepath.Join(path, dir), 0o700); err != nil {
 			t.Fatal(err)

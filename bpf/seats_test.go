@@ -31,12 +31,20 @@ func asides(t *testing.T, class exchangeClass, f flow) map[string][2]packet {
 	}
 }
 
+// needSeats skips a test where nobody takes a seat.
+func needSeats(t *testing.T) {
+	t.Helper()
+	if recent, err := haveFetchAdd(); err != nil {
+		t.Fatal(err)
+	} else if !recent {
+		t.Skip("nobody takes a seat before Linux 5.12")
+	}
+}
+
 // A request waits in the seat that its hash names, by the same arithmetic here and
 // in the kernel, and leaves it with its answer.
 func TestARequestHasItsSeat(t *testing.T) {
-	if recent, err := haveFetchAdd(); err != nil || !recent {
-		t.Skip("nobody takes a seat before Linux 5.12")
-	}
+	needSeats(t)
 	for _, class := range exchangeClasses {
 		for _, f := range []flow{flow4, flow6} {
 			for side, packets := range asides(t, class, f) {
@@ -64,9 +72,7 @@ func TestARequestHasItsSeat(t *testing.T) {
 // One whose seat is another's is in the table, and found there whatever becomes of
 // the seat.
 func TestARequestWithoutASeatIsInTheTable(t *testing.T) {
-	if recent, err := haveFetchAdd(); err != nil || !recent {
-		t.Skip("nobody takes a seat before Linux 5.12")
-	}
+	needSeats(t)
 	for _, class := range exchangeClasses {
 		for side, packets := range asides(t, class, flow4) {
 			if class.name == "tcp" && side == "to this host" {

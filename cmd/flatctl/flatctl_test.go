@@ -161,6 +161,7 @@ func TestFlatctl(t *testing.T) {
 		{"reload", 0, []string{"reloaded"}},
 		{"version", 0, []string{"flatctl", "flatd"}},
 		{"doctor --config " + s.config, 0, []string{"kernel", "bpffs", "measuring eth0"}},
+		{"doctor --config " + s.config + " --socket /nonexistent", 1, []string{"no socket /nonexistent"}},
 		{"detach --config " + s.config, 1, []string{"another flatd", "systemctl stop flatd"}},
 		{"stauts", 2, []string{`did you mean "status"`}},
 		{"status now", 2, []string{`"now"`}},
