@@ -51,7 +51,7 @@ for source in "${missing[@]}"; do
 	}
 	/usr/lib/apt/apt-helper "${options[@]}" -o Acquire::Retries=3 download-file "${uri//\'/}" "$work/$archive" "$hash"
 	tar -xf "$work/$archive" -C "$work/$source" --wildcards '*.pcap' '*.pcapng' '*.cap' 2>/dev/null || true
-	find "$work/$source" -type f | grep -q . || {
+	[ -n "$(find "$work/$source" -type f -print -quit)" ] || {
 		echo "captures: none in the sources of $source" >&2
 		exit 1
 	}
