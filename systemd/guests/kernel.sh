@@ -70,11 +70,13 @@ for deb in "$work"/debs/*.deb; do
 	dpkg-deb -x "$deb" "$work/root"
 done
 
-modules=$(dirname "$(find "$work/root" -path '*/modules/*/kernel' -type d | head -1)")
+modules=$(find "$work/root" -path '*/modules/*/kernel' -type d -print -quit)
+[ -n "$modules" ] || fail "no modules in ${packages[*]}"
+modules=$(dirname "$modules")
 release=$(basename "$modules")
 find "$modules" -name '*.ko.xz' -print0 | xargs -0r -P"$(nproc)" -n64 xz -d
 find "$modules" -name '*.ko.zst' -print0 | xargs -0r -P"$(nproc)" -n64 zstd -qd --rm
-image=$(find "$work/root" -type f \( -name "vmlinu[xz]-$release" -o -name vmlinuz \) | head -1)
+image=$(find "$work/root" -type f \( -name "vmlinu[xz]-$release" -o -name vmlinuz \) -print -quit)
 [ -n "$image" ] || fail "no kernel image in ${packages[*]}"
 mv "$image" "$work/kernel/vmlinuz"
 echo "$release" >"$work/kernel/release"

@@ -37,13 +37,15 @@ alone() {
 
 # mirror prints the Debian mirror of this machine, or FLATD_MIRROR.
 mirror() {
-	local sources
+	local mirrors
 	if [ -n "${FLATD_MIRROR:-}" ]; then
 		echo "$FLATD_MIRROR"
 		return
 	fi
-	sources=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2>/dev/null || true)
-	grep -oE 'https?://[^ ]+/debian/?( |$)' <<<"$sources" | grep -m 1 . || echo http://deb.debian.org/debian
+	mirrors=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2>/dev/null |
+		grep -oE 'https?://[^ ]+/debian/?( |$)' || true)
+	mirrors=${mirrors:-http://deb.debian.org/debian}
+	echo "${mirrors%%[[:space:]]*}"
 }
 
 this_arch() { dpkg --print-architecture; }
