@@ -499,7 +499,7 @@ func (s *service) restartWithin(t *testing.T) {
 // awaitSyn waits until a connection has sent its SYN.
 func (s *service) awaitSyn(t *testing.T) {
 	t.Helper()
-	script := `until ss -Htn state syn-sent | grep -q .; do sleep 0.01; done`
+	script := `until [ -n "$(ss -Htn state syn-sent)" ]; do sleep 0.01; done`
 	s.run(t, "sh", "-c", script)
 }
 
