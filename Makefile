@@ -74,6 +74,8 @@ lint: ## check format and style of Go, C and shell
 	shellcheck .ci/run packaging/*.sh packaging/deb/* systemd/*.sh
 	shellcheck -x -P SCRIPTDIR systemd/guests/*.sh
 	shellcheck -s sh packaging/rpm/*
+	packaging/pipes.sh Makefile .ci/run packaging/*.mk packaging/*.sh packaging/deb/* packaging/rpm/* \
+		systemd/*.sh systemd/guests/*.sh
 
 setup-run:
 	packaging/setup.sh run
