@@ -43,14 +43,14 @@ run: setup-run build ## measure this host in the foreground, with a NATS server 
 
 test: setup-test ## run every test; installs the tools they need
 	@# One package at a time: several attach programs and make namespaces.
-	go test -count=1 -p 1 -timeout 10m $(AS_ROOT) ./...
+	go test -count=1 -p 1 -timeout 20m $(AS_ROOT) ./...
 	@echo "make test: every test has passed"
 
 test-go: ## run the tests that need neither root nor a kernel, with the race detector
 	go test -race -short ./flows ./outputs ./packaging
 
 test-soak: setup-test ## the tests that stop, kill, upgrade and flood flatd, in their long form
-	FLATD_SOAK=60 go test -count=1 -p 1 -timeout 80m -run 'NothingIsLost|FirstStart|Spoofed|AwayForAWhile' \
+	FLATD_SOAK=60 go test -count=1 -p 1 -timeout 150m -run 'NothingIsLost|FirstStart|Spoofed|AwayForAWhile|Upgrade|EveryStage' \
 		$(AS_ROOT) ./daemon ./outputs
 
 fuzz: ## feed every parser hostile input for FUZZTIME each, the programs in the kernel too

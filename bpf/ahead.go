@@ -55,9 +55,23 @@ func (a *attacher) aheadOfLink(index int, d direction) (ahead []string, err erro
 		if id, ok := p.LinkID(); ok && id == own.ID {
 			break
 		}
-		ahead = append(ahead, describeTCX(p))
+		if !isFlatd(p) {
+			ahead = append(ahead, describeTCX(p))
+		}
 	}
 	return ahead, nil
+}
+
+// isFlatd reports whether a program is one of flatd's, perhaps of another layout. It
+// swallows nothing.
+func isFlatd(p link.AttachedProgram) bool {
+	program, err := ebpf.NewProgramFromID(p.ID)
+	if err != nil {
+		return false
+	}
+	defer program.Close()
+	info, err := program.Info()
+	return err == nil && slices.Contains(slices.Concat(l3Programs, basicPrograms), info.Name)
 }
 
 // aheadOfFilter tells of the filters that stand before ours, and of the tcx
@@ -68,7 +82,9 @@ func (a *attacher) aheadOfFilter(index int, d direction) (ahead []string, err er
 		return nil, err
 	}
 	for _, p := range chain {
-		ahead = append(ahead, describeTCX(p))
+		if !isFlatd(p) {
+			ahead = append(ahead, describeTCX(p))
+		}
 	}
 	filters, err := netlink.FilterList(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: index}}, clsactParent(d))
 	if err != nil {

@@ -59,6 +59,8 @@ type attacher struct {
 	links    string // the directory of pinned tcx links
 	clsact   clsact
 	programs *kernelPrograms
+	shared   *shared
+	blind    *blindness
 
 	mu       sync.Mutex
 	attached map[int]Attachment
@@ -81,7 +83,8 @@ func (s *State) SetMode(m Mode) { s.attacher.mode = m }
 
 // Attach makes sure that this state's programs, and no older ones of flatd's,
 // see each packet of the interface once. It may be called at any time again;
-// changed says whether it had to do anything.
+// changed says whether it had to do anything. Meanwhile no request of that interface
+// is begun: with programs in one direction alone its answer would not be seen.
 func (s *State) Attach(iface Interface) (changed bool, err error) {
 	if iface.L3 {
 		if err := s.needL3(); err != nil {
@@ -89,6 +92,7 @@ func (s *State) Attach(iface Interface) (changed bool, err error) {
 		}
 	}
 	a := &s.attacher
+	defer a.shared.setAttaching(0)
 	mode := a.mode
 	if mode != Clsact {
 		changed, err = a.attachTCX(iface)
@@ -147,9 +151,16 @@ func (a *attacher) dropHalf(index int, mode Mode) error {
 	return a.detachTCX(index)
 }
 
+// SetTranslating says between which interfaces' hooks addresses are translated: by
+// index, in place of those named before.
+func (s *State) SetTranslating(indexes []int) { s.shared.setTranslating(indexes) }
+
 // Detach removes flatd's programs from an interface, which may be gone.
 func (s *State) Detach(index int) error {
 	a := &s.attacher
+	a.shared.setAttaching(index)
+	defer a.shared.setAttaching(0)
+	defer func() { a.blind.interfaceUntil(index, BootTime()) }()
 	a.mu.Lock()
 	delete(a.attached, index)
 	a.mu.Unlock()
@@ -253,6 +264,7 @@ func (a *attacher) linkTCX(iface Interface, d direction) (changed bool, err erro
 	if d == egress {
 		attach = ebpf.AttachTCXEgress
 	}
+	a.shared.setAttaching(iface.Index)
 	l, err := link.AttachTCX(link.TCXOptions{Interface: iface.Index, Program: program, Attach: attach, Anchor: link.Head()})
 	if errors.Is(err, ebpf.ErrNotSupported) {
 		return false, ErrNoTCX
@@ -264,6 +276,7 @@ func (a *attacher) linkTCX(iface Interface, d direction) (changed bool, err erro
 	if err := l.Pin(path); err != nil {
 		return false, fmt.Errorf("pin the link: %w", err)
 	}
+	a.blind.interfaceUntil(iface.Index, BootTime())
 	return true, nil
 }
 

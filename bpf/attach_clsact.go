@@ -3,8 +3,6 @@ package bpf
 import (
 	"errors"
 	"fmt"
-	"hash/fnv"
-	"path/filepath"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -18,16 +16,8 @@ const (
 	clsactPrefix   = "flatd_" // name: flatd_ingress, flatd_egress
 )
 
-// clsact knows the filters of one pin path and layout. Daemons with pin paths of
-// their own have handles of their own, and so have layouts, which are attached
-// beside each other while one takes over from the other.
+// clsact knows the filters of one pin path and layout, by their handle.
 type clsact struct{ handle uint32 }
-
-func clsactOf(pinPath string, abi int) clsact {
-	hash := fnv.New32a()
-	hash.Write([]byte(filepath.Clean(pinPath)))
-	return clsact{handle: 0xf1a70000 | (hash.Sum32()^uint32(abi-1))&0xffff}
-}
 
 func clsactParent(d direction) uint32 {
 	if d == ingress {
@@ -68,10 +58,16 @@ func (a *attacher) attachClsact(iface Interface) (changed bool, err error) {
 			Name:         clsactPrefix + string(d),
 			DirectAction: true,
 		}
+		if current == nil {
+			a.shared.setAttaching(iface.Index)
+		}
 		if err := netlink.FilterReplace(filter); err != nil {
 			return changed, explain(fmt.Errorf("add the %s filter: %w", d, err))
 		}
 		changed = true
+		if current == nil {
+			a.blind.interfaceUntil(iface.Index, BootTime())
+		}
 	}
 	return changed, nil
 }

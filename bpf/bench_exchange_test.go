@@ -42,13 +42,7 @@ func flatMatcher(b *testing.B) *matcher {
 	b.Helper()
 	k := openKernel(b)
 	k.sweep(0, time.Hour)
-	return &matcher{k.programs.FlatIngress, k.programs.FlatEgress, k.reader, k.forgetFinished}
-}
-
-// forgetFinished clears the tables of what is over.
-func (k *kernel) forgetFinished() {
-	k.t.Helper()
-	k.forgetIf(func(p *kernelFlatPending) bool { return !isOpen(p) })
+	return &matcher{k.programs.FlatIngress, k.programs.FlatEgress, k.reader, k.forgetEnded}
 }
 
 // drain returns how many records there were.

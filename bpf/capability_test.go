@@ -73,8 +73,13 @@ func useThreeCapabilities(t *testing.T, path string) {
 	if err := k.Apply(Settings{Remote: Nets{Exclude: prefixes("203.0.113.0/24")}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := k.Sweep(BootTime(), 1, func(uint8, []byte, []byte, []byte) {}); err != nil {
+	if _, err := k.Sweep(BootTime(), 1); err != nil {
 		t.Fatal(err)
+	}
+	k.out(flow4.syn(t, 1))
+	k.timeOutAll()
+	if got := k.records(); len(got) != 1 {
+		t.Errorf("%d records of a timeout", len(got))
 	}
 	if _, err := k.Counters(); err != nil {
 		t.Fatal(err)

@@ -2,8 +2,6 @@ package bpf
 
 import (
 	"fmt"
-
-	"github.com/cilium/ebpf"
 )
 
 // Counter is an index into the kernel's counters (counters.h).
@@ -22,43 +20,55 @@ const (
 	TooFast     = Counter(kernelFlatCounterCOUNT_TOO_FAST)
 	SampledOut  = Counter(kernelFlatCounterCOUNT_SAMPLED_OUT)
 	RingFull    = Counter(kernelFlatCounterCOUNT_RING_FULL)
-	LossTold    = Counter(kernelFlatCounterCOUNT_LOSS_TOLD)
+	Rescued     = Counter(kernelFlatCounterCOUNT_RESCUED)
+	Late        = Counter(kernelFlatCounterCOUNT_LATE)
+	Translated  = Counter(kernelFlatCounterCOUNT_TRANSLATED)
+	NotLooking  = Counter(kernelFlatCounterCOUNT_NOT_LOOKING)
 
-	countersMax = Counter(kernelFlatCounterCOUNTERS_MAX)
+	countersMax = Counter(kernelFlatCounterCOUNTERS_END)
 )
 
 var counterNames = [countersMax]string{
-	kernelFlatCounterCOUNT_REQUESTS:        "requests",
-	kernelFlatCounterCOUNT_FINISHED:        "finished",
-	kernelFlatCounterCOUNT_TIMED_OUT:       "timed_out",
-	kernelFlatCounterCOUNT_HALF_OPEN:       "half_open",
-	kernelFlatCounterCOUNT_REPLACED:        "replaced",
-	kernelFlatCounterCOUNT_PENDING_FULL:    "pending_full",
-	kernelFlatCounterCOUNT_RESULT_OUT:      "result_out",
-	kernelFlatCounterCOUNT_TOO_FAST:        "too_fast",
-	kernelFlatCounterCOUNT_SAMPLED_OUT:     "sampled_out",
-	kernelFlatCounterCOUNT_RING_FULL:       "ring_full",
-	kernelFlatCounterCOUNT_HISTOGRAM_FULL:  "histogram_full",
-	kernelFlatCounterCOUNT_REPEATS:         "repeats",
-	kernelFlatCounterCOUNT_LOSS_TOLD:       "loss_told",
-	kernelFlatCounterCOUNT_ASLEEP:          "asleep",
-	kernelFlatCounterCOUNT_FILTERED:        "filtered",
-	kernelFlatCounterCOUNT_UNMATCHED:       "unmatched",
-	kernelFlatCounterCOUNT_WRONG_ACK:       "wrong_ack",
-	kernelFlatCounterCOUNT_LATE:            "late",
-	kernelFlatCounterCOUNT_FLOW:            "flow",
-	kernelFlatCounterCOUNT_NOT_IP:          "not_ip",
-	kernelFlatCounterCOUNT_PROTOCOL:        "protocol",
-	kernelFlatCounterCOUNT_ICMP_OTHER:      "icmp_other",
-	kernelFlatCounterCOUNT_FRAGMENT:        "fragment",
-	kernelFlatCounterCOUNT_TRUNCATED:       "truncated",
-	kernelFlatCounterCOUNT_MALFORMED:       "malformed",
-	kernelFlatCounterCOUNT_EXTENSIONS:      "extensions",
-	kernelFlatCounterCOUNT_MULTICAST:       "multicast",
-	kernelFlatCounterCOUNT_DNS_OTHER:       "dns_other",
-	kernelFlatCounterCOUNT_QUOTE:           "quote",
-	kernelFlatCounterCOUNT_FLOWS_FORGOTTEN: "flows_forgotten",
-	kernelFlatCounterCOUNT_AWAITING_FULL:   "awaiting_full",
+	kernelFlatCounterCOUNT_REQUESTS:           "requests",
+	kernelFlatCounterCOUNT_FINISHED:           "finished",
+	kernelFlatCounterCOUNT_TIMED_OUT:          "timed_out",
+	kernelFlatCounterCOUNT_HALF_OPEN:          "half_open",
+	kernelFlatCounterCOUNT_REPLACED:           "replaced",
+	kernelFlatCounterCOUNT_PENDING_FULL:       "pending_full",
+	kernelFlatCounterCOUNT_RESULT_OUT:         "result_out",
+	kernelFlatCounterCOUNT_TOO_FAST:           "too_fast",
+	kernelFlatCounterCOUNT_SAMPLED_OUT:        "sampled_out",
+	kernelFlatCounterCOUNT_RING_FULL:          "ring_full",
+	kernelFlatCounterCOUNT_HISTOGRAM_FULL:     "histogram_full",
+	kernelFlatCounterCOUNT_REPEATS:            "repeats",
+	kernelFlatCounterCOUNT_RESCUED:            "rescued",
+	kernelFlatCounterCOUNT_TRANSLATED:         "translated",
+	kernelFlatCounterCOUNT_NOT_LOOKING:        "not_looking",
+	kernelFlatCounterCOUNT_ASLEEP:             "asleep",
+	kernelFlatCounterCOUNT_FILTERED:           "filtered",
+	kernelFlatCounterCOUNT_UNMATCHED:          "unmatched",
+	kernelFlatCounterCOUNT_WRONG_ACK:          "wrong_ack",
+	kernelFlatCounterCOUNT_LATE:               "late",
+	kernelFlatCounterCOUNT_ENDED:              "ended",
+	kernelFlatCounterCOUNT_UNTRACED:           "untraced",
+	kernelFlatCounterCOUNT_FLOW:               "flow",
+	kernelFlatCounterCOUNT_NOT_IP:             "not_ip",
+	kernelFlatCounterCOUNT_PROTOCOL:           "protocol",
+	kernelFlatCounterCOUNT_ICMP_OTHER:         "icmp_other",
+	kernelFlatCounterCOUNT_FRAGMENT:           "fragment",
+	kernelFlatCounterCOUNT_TRUNCATED:          "truncated",
+	kernelFlatCounterCOUNT_MALFORMED:          "malformed",
+	kernelFlatCounterCOUNT_EXTENSIONS:         "extensions",
+	kernelFlatCounterCOUNT_MULTICAST:          "multicast",
+	kernelFlatCounterCOUNT_DNS_OTHER:          "dns_other",
+	kernelFlatCounterCOUNT_QUOTE:              "quote",
+	kernelFlatCounterCOUNT_FLOWS_FORGOTTEN:    "flows_forgotten",
+	kernelFlatCounterCOUNT_AWAITING_FULL:      "awaiting_full",
+	kernelFlatCounterCOUNT_PAUSED:             "paused",
+	kernelFlatCounterCOUNT_HANDED_OVER:        "handed_over",
+	kernelFlatCounterCOUNT_SEEN_FULL:          "seen_full",
+	kernelFlatCounterCOUNT_WRONG_QUESTION:     "wrong_question",
+	kernelFlatCounterCOUNT_ATTEMPTS_FORGOTTEN: "attempts_forgotten",
 }
 
 // String is the counter's name in status, metrics and documents.
@@ -90,11 +100,11 @@ func (s *State) Counters() (Counters, error) {
 			return sums, err
 		}
 	}
-	books := s.ledger.read()
-	sums[TimedOut] += books.timedOut
-	sums[HalfOpen] += books.halfOpen
 	return sums, nil
 }
+
+// Count reads one counter.
+func (s *State) Count(c Counter) (uint64, error) { return s.sum(c) }
 
 // sum is what all CPUs have counted.
 func (s *State) sum(c Counter) (sum uint64, err error) {
@@ -107,30 +117,3 @@ func (s *State) sum(c Counter) (sum uint64, err error) {
 	}
 	return sum, nil
 }
-
-// add raises a counter that no program writes: those "kept by user space".
-func (s *State) add(c Counter, n uint64) error {
-	var perCPU []uint64
-	if err := s.maps.FlatCounters.Lookup(uint32(c), &perCPU); err != nil {
-		return fmt.Errorf("read counter %s: %w", c, err)
-	}
-	perCPU[0] += n
-	if err := s.maps.FlatCounters.Update(uint32(c), perCPU, ebpf.UpdateAny); err != nil {
-		return fmt.Errorf("raise counter %s: %w", c, err)
-	}
-	return nil
-}
-
-// UntoldLoss returns how many finished exchanges found the ring full and have
-// not been reported as lost yet, by this daemon or one before it.
-func (s *State) UntoldLoss() (uint64, error) {
-	told, err := s.sum(LossTold)
-	if err != nil {
-		return 0, err
-	}
-	full, err := s.sum(RingFull)
-	return full - told, err
-}
-
-// TellLoss notes that n lost exchanges have been reported.
-func (s *State) TellLoss(n uint64) error { return s.add(LossTold, n) }

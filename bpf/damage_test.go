@@ -49,7 +49,7 @@ func TestAnyRestOfTheStateIsRepaired(t *testing.T) {
 			}
 		}
 		k := session(t, path)
-		k.handshake(1)
+		k.handshake(uint32(10 * kept)) // not the one before once more
 		r := k.records()
 		if len(r) != 1 || r[0].Sequence <= last {
 			t.Fatalf("with %v left: records %+v after sequence %d", names[:kept], r, last)
@@ -76,10 +76,10 @@ func TestAPinDirectoryOfOthersIsRefused(t *testing.T) {
 	}{
 		"world can write":       {".", chmod(0o777), "chmod 0700"},
 		"sticky":                {".", chmod(0o777 | os.ModeSticky), "chmod 0700"},
-		"group can write maps":  {layoutDir("", ABI), chmod(0o770), "chmod 0700"},
+		"group can write maps":  {thisLayout().String(), chmod(0o770), "chmod 0700"},
 		"world can write links": {pinOf("", "links"), chmod(0o777), "chmod 0700"},
 		"another's":             {".", func(dir string) error { return os.Chown(dir, 1000, 1000) }, "chown root:root"},
-		"another's maps":        {layoutDir("", ABI), func(dir string) error { return os.Chown(dir, 1000, 1000) }, "chown root:root"},
+		"another's maps":        {thisLayout().String(), func(dir string) error { return os.Chown(dir, 1000, 1000) }, "chown root:root"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join(path, test.dir)
@@ -194,24 +194,27 @@ func TestARemountedFileSystemIsNamed(t *testing.T) {
 	v.measures(v.device().Index)
 }
 
-// What an older release left that nothing can come of is removed by the start.
-func TestOlderStateWithoutARingIsRemoved(t *testing.T) {
+// What another release left that nothing can come of is removed by the start.
+func TestPreviousStateWithoutARingIsRemoved(t *testing.T) {
 	path := testbed.BPFFS(t)
-	for _, dir := range []string{"v0/links", "v99"} {
+	for _, dir := range []string{"v0/links", "v99", "v4-later"} {
 		if err := os.MkdirAll(filepath.Join(path, dir), 0o700); err != nil {
 			t.Fatal(err)
 		}
 		foreignMap(t, filepath.Join(path, dir, kernelMapFlatEvents))
 	}
 	k := session(t, path).started(StartFresh)
-	older, err := k.Older()
-	if err != nil || older != nil {
-		t.Errorf("older state %+v, %v; want none", older, err)
+	previous, err := k.Previous()
+	if err != nil || previous != nil {
+		t.Errorf("previous state %+v, %v; want none", previous, err)
 	}
-	for _, dir := range []string{"v0", "v99"} {
+	for _, dir := range []string{"v0", "v99", "v4-later"} {
 		if _, err := os.Stat(filepath.Join(path, dir)); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s is left: %v", dir, err)
 		}
+	}
+	if k.TakingOver() {
+		t.Error("takes over from nobody")
 	}
 	k.handshake(1)
 	k.one()

@@ -1,10 +1,10 @@
 package bpf
 
 // edges is how often each has been passed; it keeps them from being one.
-var edges [72]uint64
+var edges [112]uint64
 
-// edge is a place in the code for each number, which the fuzzer tells apart: 0
-// to 39 for a counter that moved, from 40 on for a kind, side and result of a
+// edge is a place in the code for each number, which the fuzzer tells apart: below
+// edgeRecords for a counter that moved, from there on for a kind, side and result of a
 // record.
 func edge(n int) {
 	switch n {
@@ -152,5 +152,90 @@ func edge(n int) {
 		edges[70]++
 	case 71:
 		edges[71]++
+	case 72:
+		edges[72]++
+	case 73:
+		edges[73]++
+	case 74:
+		edges[74]++
+	case 75:
+		edges[75]++
+	case 76:
+		edges[76]++
+	case 77:
+		edges[77]++
+	case 78:
+		edges[78]++
+	case 79:
+		edges[79]++
+	case 80:
+		edges[80]++
+	case 81:
+		edges[81]++
+	case 82:
+		edges[82]++
+	case 83:
+		edges[83]++
+	case 84:
+		edges[84]++
+	case 85:
+		edges[85]++
+	case 86:
+		edges[86]++
+	case 87:
+		edges[87]++
+	case 88:
+		edges[88]++
+	case 89:
+		edges[89]++
+	case 90:
+		edges[90]++
+	case 91:
+		edges[91]++
+	case 92:
+		edges[92]++
+	case 93:
+		edges[93]++
+	case 94:
+		edges[94]++
+	case 95:
+		edges[95]++
+	case 96:
+		edges[96]++
+	case 97:
+		edges[97]++
+	case 98:
+		edges[98]++
+	case 99:
+		edges[99]++
+	case 100:
+		edges[100]++
+	case 101:
+		edges[101]++
+	case 102:
+		edges[102]++
+	case 103:
+		edges[103]++
+	case 104:
+		edges[104]++
+	case 105:
+		edges[105]++
+	case 106:
+		edges[106]++
+	case 107:
+		edges[107]++
+	case 108:
+		edges[108]++
+	case 109:
+		edges[109]++
+	case 110:
+		edges[110]++
+	case 111:
+		edges[111]++
 	}
 }
+
+const (
+	edgeRecords = 64
+	edgeResults = 5 // of each kind and side
+)

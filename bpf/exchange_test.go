@@ -14,9 +14,12 @@ const (
 	answered    = 2 // RESULT_ANSWERED
 	refused     = 3 // RESULT_REFUSED
 	unreachable = 4 // RESULT_UNREACHABLE
+	timedOut    = 5 // RESULT_TIMEOUT
 
 	ofUDP  = 3 // KIND_UDP
 	ofICMP = 4 // KIND_ICMP
+
+	recordLate = 1 << 4 // RECORD_LATE
 )
 
 // exchange is packets as this host sees them, the records they must lead to
@@ -28,6 +31,8 @@ type exchange struct {
 	counts  counts
 }
 
+// packet is one that goes out or comes in, or, without a frame, the moment at which
+// all that is open times out.
 type packet struct {
 	in    bool
 	frame []byte
@@ -36,15 +41,23 @@ type packet struct {
 func out(frame []byte) packet { return packet{false, frame} }
 func in(frame []byte) packet  { return packet{true, frame} }
 
+var timeout = packet{}
+
+// waited is the limit of a timeout: so short that it is over at once.
+const waited = time.Microsecond
+
 type counts = map[string]uint64
 
 // want is what a record must say, beside the ends of the flow.
 type want struct {
-	kind, side, result, rcode uint8
-	repeats                   uint32
-	icmpType, icmpCode        uint8
-	vlan                      uint16
-	truncated                 bool
+	kind, side, result uint8
+	rcode              uint16
+	repeats            uint32
+	icmpType, icmpCode uint8
+	vlan               uint16
+	truncated          bool
+	late               bool
+	anew               bool // an answer may be to an earlier request with the same key
 }
 
 // client is an exchange that this host began, server one that it was asked for.
@@ -52,8 +65,10 @@ func client(kind, result uint8) want { return want{kind: kind, side: SideClient,
 func server(kind, result uint8) want { return want{kind: kind, side: SideServer, result: result} }
 
 func (w want) repeated(times uint32) want { w.repeats = times; return w }
-func (w want) coded(rcode uint8) want     { w.rcode = rcode; return w }
+func (w want) coded(rcode uint16) want    { w.rcode = rcode; return w }
 func (w want) cut() want                  { w.truncated = true; return w }
+func (w want) tooLate() want              { w.late = true; return w }
+func (w want) again() want                { w.anew = true; return w }
 func (w want) in(vlan uint16) want        { w.vlan = vlan; return w }
 
 func (w want) because(icmpType, icmpCode uint8) want {
@@ -64,7 +79,7 @@ func (w want) because(icmpType, icmpCode uint8) want {
 // path is a way for packets to reach the programs.
 type path struct {
 	name    string
-	open    func(t *testing.T) *kernel
+	open    func(t *testing.T, o object) *kernel
 	flows   [2]flow // one of each family
 	without bool    // a link header
 	exact   bool    // takes only packets that are as long as their IP header says
@@ -72,11 +87,11 @@ type path struct {
 
 var paths = []path{
 	{name: "ethernet", flows: [2]flow{flow4, flow6},
-		open: func(t *testing.T) *kernel { return openKernel(t) }},
+		open: func(t *testing.T, o object) *kernel { return openKernel(t, o) }},
 	{name: "no link header", flows: [2]flow{bare4, bare6}, without: true,
-		open: func(t *testing.T) *kernel { return openBare(t, false) }},
+		open: func(t *testing.T, o object) *kernel { return openBare(t, false, o) }},
 	{name: "outer header first", flows: [2]flow{bare4, bare6}, without: true, exact: true,
-		open: func(t *testing.T) *kernel { return openBare(t, true) }},
+		open: func(t *testing.T, o object) *kernel { return openBare(t, true, o) }},
 	{name: "wire", flows: [2]flow{flow4, flow6}, open: openWire},
 }
 
@@ -101,26 +116,37 @@ func TestExchanges(t *testing.T) {
 	testbed.Root(t)
 	for _, p := range paths {
 		t.Run(p.name, func(t *testing.T) {
-			k := p.open(t)
-			for _, table := range tables {
-				if table.ethernet && p.without {
+			if testing.Short() && p.name != "ethernet" && p.name != "outer header first" {
+				t.Skip("the shorter way: of the paths, two")
+			}
+			eachObject(t, func(t *testing.T, o object) {
+				k := p.open(t, o)
+				p.tryAll(k)
+				k.t = t
+				k.balanced()
+			})
+		})
+	}
+}
+
+// tryAll runs the exchanges of every table, of both families, on a path.
+func (p *path) tryAll(k *kernel) {
+	t := k.t.(*testing.T)
+	for _, table := range tables {
+		if table.ethernet && p.without {
+			continue
+		}
+		for i, family := range []string{"ipv4", "ipv6"} {
+			for _, e := range table.build(t, p.flows[i]) {
+				if p.exact && strings.Contains(e.name, "short") {
 					continue
 				}
-				for i, family := range []string{"ipv4", "ipv6"} {
-					for _, e := range table.build(t, p.flows[i]) {
-						if p.exact && strings.Contains(e.name, "short") {
-							continue
-						}
-						t.Run(table.name+" "+family+" "+e.name, func(t *testing.T) {
-							k.t = t
-							k.try(e, p.flows[i])
-						})
-					}
-				}
+				t.Run(table.name+" "+family+" "+e.name, func(t *testing.T) {
+					k.t = t
+					k.try(e, p.flows[i])
+				})
 			}
-			k.t = t
-			k.balanced()
-		})
+		}
 	}
 }
 
@@ -129,9 +155,12 @@ func (k *kernel) try(e exchange, f flow) {
 	k.t.Helper()
 	k.clear()
 	for _, p := range e.packets {
-		if p.in {
+		switch {
+		case p.frame == nil:
+			k.timeOutAll()
+		case p.in:
 			k.in(p.frame)
-		} else {
+		default:
 			k.out(p.frame)
 		}
 	}
@@ -140,13 +169,30 @@ func (k *kernel) try(e exchange, f flow) {
 		k.t.Errorf("%d records, want %d: %+v", len(got), len(e.records), got)
 	}
 	for i, r := range got[:min(len(got), len(e.records))] {
-		told := want{r.Kind, r.Side, r.Result, r.Rcode, r.Repeats, r.IcmpType, r.IcmpCode, r.Vlan, r.Flags&(1<<3) != 0}
-		if told != e.records[i] {
+		if told := wanted(&r); told != e.records[i] {
 			k.t.Errorf("record %d tells %+v, want %+v", i, told, e.records[i])
 		}
 		checkRecord(k.t, r, f)
 	}
 	k.counted(e.counts)
+	k.leaksNothing()
+}
+
+// wanted is what would be wanted of a record that is as this one.
+func wanted(r *kernelFlatRecord) want {
+	return want{kind: r.Kind, side: r.Side, result: r.Result, rcode: r.Rcode, repeats: r.Repeats, icmpType: r.IcmpType,
+		icmpCode: r.IcmpCode, vlan: r.Vlan, truncated: r.Flags&(1<<3) != 0, late: r.Flags&recordLate != 0,
+		anew: r.Flags&2 != 0 && r.Repeats == 0}
+}
+
+// timeOutAll has all that is open time out.
+func (k *kernel) timeOutAll() {
+	k.t.Helper()
+	time.Sleep(waited)
+	k.age(time.Second) // as after a timeout of that much
+	if swept := k.sweep(0, waited); swept != (Swept{}) {
+		k.t.Fatalf("swept %+v", swept)
+	}
 }
 
 // checkRecord checks that source is who asked, and what holds of every record.
@@ -162,7 +208,8 @@ func checkRecord(t testing.TB, r kernelFlatRecord, f flow) {
 	if r.Kind != ofICMP && r.DestinationPort == 0 {
 		t.Error("no destination port")
 	}
-	if r.Result != unreachable && r.Ttl != 57 {
+	noAnswer := r.Result == unreachable || r.Result == timedOut
+	if !(noAnswer && r.Side == SideClient) && r.Ttl != 57 {
 		t.Errorf("ttl %d, want the remote's 57", r.Ttl)
 	}
 	if now := BootTime(); r.EndNs > now || r.EndNs+uint64(time.Minute) < now {
@@ -172,8 +219,11 @@ func checkRecord(t testing.TB, r kernelFlatRecord, f flow) {
 		t.Errorf("duration %d ns", r.DurationNs)
 	}
 	rtt, ambiguous := r.Flags&1 != 0, r.Flags&2 != 0
-	if rtt == ambiguous || (ambiguous && r.Repeats == 0) || rtt != (r.RttNs != 0) || r.RttNs > r.DurationNs {
+	if rtt == ambiguous && r.Result != timedOut || rtt != (r.RttNs != 0) || r.RttNs > r.DurationNs {
 		t.Errorf("flags %x, rtt %d of %d ns after %d repeats", r.Flags, r.RttNs, r.DurationNs, r.Repeats)
+	}
+	if r.Result == timedOut && (rtt || r.DurationNs != uint64(waited)) {
+		t.Errorf("a timeout after %d ns, with flags %x", r.DurationNs, r.Flags)
 	}
 	if handshake := r.Kind == kindTCP && r.Side == SideServer && r.Result == established; !handshake && r.ClientRttNs != 0 {
 		t.Errorf("client rtt %d ns", r.ClientRttNs)

@@ -37,15 +37,19 @@ static __always_inline bool address_wanted(const struct flat_options *s, const s
 	return !(s->flags & (end == END_LOCAL ? SETTING_LOCAL_LISTED : SETTING_REMOTE_LISTED));
 }
 
-static __always_inline bool wanted(const struct flat_options *s, const struct half *h,
-				   enum flat_side side)
+__checked_alone bool wanted(struct flat_options *s, struct half *h, __u32 side)
 {
 	const struct flat_key *key = &h->key;
+	enum flat_kind kind;
 
-	if (s->skip_kinds & (1U << key->kind) || s->skip_sides & (1U << side))
+	if (!s || !h)
+		return false; /* never, but the verifier looks at this function alone */
+	kind = kind_of(key);
+
+	if (s->skip_kinds & (1U << kind) || s->skip_sides & (1U << side))
 		return false;
 	/* An echo has no port; a port filter does not concern it. */
-	if (key->kind != KIND_ICMP &&
+	if (kind != KIND_ICMP &&
 	    !port_wanted(s, side == SIDE_CLIENT ? key->remote_port : key->local_port))
 		return false;
 	if (s->flags & SETTING_REMOTE_NETS && !address_wanted(s, h, END_REMOTE))

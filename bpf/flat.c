@@ -4,9 +4,10 @@
 /*
  * flatd's kernel half. A packet comes in at one of the four programs at the
  * end of this file and goes through observe(): parse.h finds its transport
- * header and half.h its ends; tcp.h, udp.h or icmp.h tells request from answer,
- * pending.h matches the two (seat.h and flow.h are where it keeps what is open), report.h writes
- * the record (record.h) that user space reads.
+ * header and half.h its ends; tcp.h, udp.h or icmp.h tells request from answer;
+ * request.h tracks the one and ends it by the other, table.h is where it is kept
+ * meanwhile, report.h writes the record (record.h) that user space reads.
+ * A request without an answer ends in timeout.h, by a record of the same kind.
  *
  * The packet is never changed, delayed or dropped, and the verdict is always
  * "next": TC_ACT_UNSPEC for clsact, TCX_NEXT for tcx, both -1. TC_ACT_OK would
@@ -20,8 +21,8 @@
 
 #include "icmp.h"
 #include "parse.h"
-#include "pending.h"
 #include "tcp.h"
+#include "timeout.h"
 #include "udp.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
@@ -43,6 +44,8 @@ static __always_inline int observe(struct __sk_buff *skb, enum direction directi
 	int parsed;
 
 	if (link == LINK_ETHERNET && is_ordinary(skb, direction))
+		return NEXT;
+	if (pass_known(skb, direction, link))
 		return NEXT;
 	parsed = parse(skb, &p, direction, link);
 
@@ -79,16 +82,19 @@ static __always_inline int observe(struct __sk_buff *skb, enum direction directi
 	return NEXT;
 }
 
-/*
- * The daemon runs this one, never a packet: what it claims is behind the place of
- * an Ethernet header. It returns whether the claim was granted.
- */
-SEC("tc/claim")
-int flat_claim(struct __sk_buff *skb)
+/* The daemon runs this one, never a packet: what is overdue is behind the place of an Ethernet
+ * header. */
+SEC("tc/timeout")
+int flat_timeout(struct __sk_buff *skb)
 {
-	struct flat_overdue c;
+	struct flat_overdue o;
+	struct flat_options *s;
+	__u32 zero = 0;
 
-	return !bpf_skb_load_bytes(skb, ETH_HLEN, &c, sizeof(c)) && claim(&c);
+	s = bpf_map_lookup_elem(&flat_settings, &zero);
+	if (s && !bpf_skb_load_bytes(skb, ETH_HLEN, &o, sizeof(o)))
+		time_out(&o, s);
+	return NEXT;
 }
 
 SEC("tc/ingress")

@@ -13,47 +13,55 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-type kernelAwaited struct {
-	_              structs.HostLayout
-	Acknowledgment uint32
-	Since          uint32
+type kernelFlatAttemptSet struct {
+	_    structs.HostLayout
+	Ways [8]uint64
 }
 
 type kernelFlatCounter uint32
 
 const (
-	kernelFlatCounterCOUNT_REQUESTS        kernelFlatCounter = 0
-	kernelFlatCounterCOUNT_FINISHED        kernelFlatCounter = 1
-	kernelFlatCounterCOUNT_TIMED_OUT       kernelFlatCounter = 2
-	kernelFlatCounterCOUNT_HALF_OPEN       kernelFlatCounter = 3
-	kernelFlatCounterCOUNT_REPLACED        kernelFlatCounter = 4
-	kernelFlatCounterCOUNT_PENDING_FULL    kernelFlatCounter = 5
-	kernelFlatCounterCOUNT_RESULT_OUT      kernelFlatCounter = 6
-	kernelFlatCounterCOUNT_TOO_FAST        kernelFlatCounter = 7
-	kernelFlatCounterCOUNT_SAMPLED_OUT     kernelFlatCounter = 8
-	kernelFlatCounterCOUNT_RING_FULL       kernelFlatCounter = 9
-	kernelFlatCounterCOUNT_HISTOGRAM_FULL  kernelFlatCounter = 10
-	kernelFlatCounterCOUNT_REPEATS         kernelFlatCounter = 11
-	kernelFlatCounterCOUNT_LOSS_TOLD       kernelFlatCounter = 12
-	kernelFlatCounterCOUNT_ASLEEP          kernelFlatCounter = 13
-	kernelFlatCounterCOUNT_FILTERED        kernelFlatCounter = 14
-	kernelFlatCounterCOUNT_UNMATCHED       kernelFlatCounter = 15
-	kernelFlatCounterCOUNT_WRONG_ACK       kernelFlatCounter = 16
-	kernelFlatCounterCOUNT_LATE            kernelFlatCounter = 17
-	kernelFlatCounterCOUNT_FLOW            kernelFlatCounter = 18
-	kernelFlatCounterCOUNT_NOT_IP          kernelFlatCounter = 19
-	kernelFlatCounterCOUNT_PROTOCOL        kernelFlatCounter = 20
-	kernelFlatCounterCOUNT_ICMP_OTHER      kernelFlatCounter = 21
-	kernelFlatCounterCOUNT_FRAGMENT        kernelFlatCounter = 22
-	kernelFlatCounterCOUNT_TRUNCATED       kernelFlatCounter = 23
-	kernelFlatCounterCOUNT_MALFORMED       kernelFlatCounter = 24
-	kernelFlatCounterCOUNT_EXTENSIONS      kernelFlatCounter = 25
-	kernelFlatCounterCOUNT_MULTICAST       kernelFlatCounter = 26
-	kernelFlatCounterCOUNT_DNS_OTHER       kernelFlatCounter = 27
-	kernelFlatCounterCOUNT_QUOTE           kernelFlatCounter = 28
-	kernelFlatCounterCOUNT_FLOWS_FORGOTTEN kernelFlatCounter = 29
-	kernelFlatCounterCOUNT_AWAITING_FULL   kernelFlatCounter = 30
-	kernelFlatCounterCOUNTERS_MAX          kernelFlatCounter = 31
+	kernelFlatCounterCOUNT_REQUESTS           kernelFlatCounter = 0
+	kernelFlatCounterCOUNT_FINISHED           kernelFlatCounter = 1
+	kernelFlatCounterCOUNT_TIMED_OUT          kernelFlatCounter = 2
+	kernelFlatCounterCOUNT_HALF_OPEN          kernelFlatCounter = 3
+	kernelFlatCounterCOUNT_REPLACED           kernelFlatCounter = 4
+	kernelFlatCounterCOUNT_PENDING_FULL       kernelFlatCounter = 5
+	kernelFlatCounterCOUNT_RESULT_OUT         kernelFlatCounter = 6
+	kernelFlatCounterCOUNT_TOO_FAST           kernelFlatCounter = 7
+	kernelFlatCounterCOUNT_SAMPLED_OUT        kernelFlatCounter = 8
+	kernelFlatCounterCOUNT_RING_FULL          kernelFlatCounter = 9
+	kernelFlatCounterCOUNT_HISTOGRAM_FULL     kernelFlatCounter = 10
+	kernelFlatCounterCOUNT_REPEATS            kernelFlatCounter = 11
+	kernelFlatCounterCOUNT_RESCUED            kernelFlatCounter = 12
+	kernelFlatCounterCOUNT_TRANSLATED         kernelFlatCounter = 13
+	kernelFlatCounterCOUNT_NOT_LOOKING        kernelFlatCounter = 14
+	kernelFlatCounterCOUNT_ASLEEP             kernelFlatCounter = 15
+	kernelFlatCounterCOUNT_FILTERED           kernelFlatCounter = 16
+	kernelFlatCounterCOUNT_UNMATCHED          kernelFlatCounter = 17
+	kernelFlatCounterCOUNT_WRONG_ACK          kernelFlatCounter = 18
+	kernelFlatCounterCOUNT_LATE               kernelFlatCounter = 19
+	kernelFlatCounterCOUNT_ENDED              kernelFlatCounter = 20
+	kernelFlatCounterCOUNT_UNTRACED           kernelFlatCounter = 21
+	kernelFlatCounterCOUNT_FLOW               kernelFlatCounter = 22
+	kernelFlatCounterCOUNT_NOT_IP             kernelFlatCounter = 23
+	kernelFlatCounterCOUNT_PROTOCOL           kernelFlatCounter = 24
+	kernelFlatCounterCOUNT_ICMP_OTHER         kernelFlatCounter = 25
+	kernelFlatCounterCOUNT_FRAGMENT           kernelFlatCounter = 26
+	kernelFlatCounterCOUNT_TRUNCATED          kernelFlatCounter = 27
+	kernelFlatCounterCOUNT_MALFORMED          kernelFlatCounter = 28
+	kernelFlatCounterCOUNT_EXTENSIONS         kernelFlatCounter = 29
+	kernelFlatCounterCOUNT_MULTICAST          kernelFlatCounter = 30
+	kernelFlatCounterCOUNT_DNS_OTHER          kernelFlatCounter = 31
+	kernelFlatCounterCOUNT_QUOTE              kernelFlatCounter = 32
+	kernelFlatCounterCOUNT_FLOWS_FORGOTTEN    kernelFlatCounter = 33
+	kernelFlatCounterCOUNT_AWAITING_FULL      kernelFlatCounter = 34
+	kernelFlatCounterCOUNT_PAUSED             kernelFlatCounter = 35
+	kernelFlatCounterCOUNT_HANDED_OVER        kernelFlatCounter = 36
+	kernelFlatCounterCOUNT_SEEN_FULL          kernelFlatCounter = 37
+	kernelFlatCounterCOUNT_WRONG_QUESTION     kernelFlatCounter = 38
+	kernelFlatCounterCOUNT_ATTEMPTS_FORGOTTEN kernelFlatCounter = 39
+	kernelFlatCounterCOUNTERS_END             kernelFlatCounter = 40
 )
 
 type kernelFlatDnsRecord struct {
@@ -66,6 +74,14 @@ type kernelFlatFlowSet struct {
 	_      structs.HostLayout
 	Ours   [4]uint64
 	Theirs [4]uint64
+}
+
+type kernelFlatHint struct {
+	_          structs.HostLayout
+	Word       uint64
+	Sum        uint64
+	UntracedNs uint64
+	Spare      uint64
 }
 
 type kernelFlatHistogram struct {
@@ -81,6 +97,8 @@ type kernelFlatHistogramKey struct {
 	Side    uint8
 	Result  uint8
 	Ipv6    uint8
+	Rcode   uint16
+	Spare   [3]uint16
 }
 
 type kernelFlatKey struct {
@@ -95,9 +113,8 @@ type kernelFlatKey struct {
 	}
 	LocalPort  uint16
 	RemotePort uint16
-	Id         uint32
 	Ifindex    uint32
-	Kind       uint32
+	Id         uint64
 }
 
 type kernelFlatNet struct {
@@ -120,6 +137,13 @@ type kernelFlatNumbering struct {
 	Last     uint64
 }
 
+type kernelFlatOpen struct {
+	_       structs.HostLayout
+	Request kernelFlatRequest
+	Lock    uint32
+	Spare   uint32
+}
+
 type kernelFlatOptions struct {
 	_               structs.HostLayout
 	LeaseUntilNs    uint64
@@ -129,7 +153,7 @@ type kernelFlatOptions struct {
 	Flags           uint32
 	SkipKinds       uint32
 	SkipSides       uint32
-	SkipResults     uint32
+	SkipResults     uint64
 	Generation      uint32
 	PortRangesCount uint32
 	DnsPorts        [8]uint16
@@ -138,46 +162,23 @@ type kernelFlatOptions struct {
 		First uint16
 		Last  uint16
 	}
-	_ [4]byte
+	TimeoutNs uint64
+	Spare     [15]uint64
 }
 
 type kernelFlatOverdue struct {
-	_       structs.HostLayout
-	Key     kernelFlatKey
-	FirstNs uint64
-	Side    uint64
-}
-
-type kernelFlatPending struct {
 	_          structs.HostLayout
+	Hash       uint64
 	FirstNs    uint64
-	LastNs     uint64
-	Seal       uint64
-	Cgroup     uint64
-	Uid        uint32
-	Isn        uint32
-	Payload    uint16
-	Answers    uint8
-	Flags      uint8
-	FirstTsval uint32
-	LastTsval  uint32
-	Repeats    uint32
-	Ifindex    uint32
-	Vlan       uint16
-	State      uint8
-	Ttl        uint8
-	Lock       struct {
-		_   structs.HostLayout
-		Val uint32
-	}
-	Pid  uint32
-	Comm [2]uint64
+	LimitNs    uint64
+	Side       uint32
+	Unreported uint32
 }
 
 type kernelFlatQuestion struct {
 	_        structs.HostLayout
-	Length   uint16
-	Question [262]uint8
+	Question [264]uint8
+	Length   uint64
 }
 
 type kernelFlatRecord struct {
@@ -196,66 +197,132 @@ type kernelFlatRecord struct {
 		_     structs.HostLayout
 		Bytes [16]uint8
 	}
+	Nat struct {
+		_     structs.HostLayout
+		Bytes [16]uint8
+	}
+	NatPort         uint16
 	SourcePort      uint16
 	DestinationPort uint16
+	Vlan            uint16
 	Ifindex         uint32
 	Id              uint32
 	Repeats         uint32
 	Uid             uint32
-	Vlan            uint16
+	Pid             uint32
+	Flags           uint32
+	Comm            [2]uint64
 	Kind            uint8
 	Side            uint8
 	Result          uint8
-	Flags           uint8
 	Ttl             uint8
-	Rcode           uint8
+	Rcode           uint16
 	IcmpType        uint8
 	IcmpCode        uint8
 	QuestionLength  uint16
-	Comm            [2]uint64
-	Pid             uint32
-	Reserved        uint32
+	SpareHalf       [3]uint16
+	RequestId       uint64
+	Spare           [2]uint64
 }
 
-type kernelFlatSeat struct {
+type kernelFlatRequest struct {
+	_          structs.HostLayout
+	FirstNs    uint64
+	LastNs     uint64
+	Version    uint64
+	Ifindex    uint32
+	State      uint8
+	Traits     uint8
+	Flags      uint8
+	Ttl        uint8
+	Key        kernelFlatKey
+	Cgroup     uint64
+	Uid        uint32
+	Pid        uint32
+	Comm       [2]uint64
+	Isn        uint32
+	FirstTsval uint32
+	LastTsval  uint32
+	Repeats    uint32
+	Payload    uint16
+	Vlan       uint16
+	Answers    uint8
+	Spare      [3]uint8
+}
+
+type kernelFlatScratchValues struct {
 	_        structs.HostLayout
-	Holder   uint64
-	Others   uint32
-	Reserved uint32
-	Key      kernelFlatKey
-	Request  [11]uint64
+	Question kernelFlatQuestion
+	Request  kernelFlatRequest
+	Open     [18]uint64
+}
+
+type kernelFlatSharedWords struct {
+	_                structs.HostLayout
+	Seed             uint64
+	SuspendedNs      uint64
+	LeaseUntilNs     uint64
+	UdpIdleNs        uint64
+	MatchHost        uint32
+	HandshakesOpened uint32
+	HandshakesShut   uint32
+	Phase            uint32
+	SpareLine        [2]uint64
+	NeighbourNs      uint64
+	RecentNs         uint64
+	TimeoutsRefused  uint64
+	BothNs           uint64
+	Attaching        uint32
+	SpareHalf        uint32
+	Translating      [32]uint32
+	Spare            [24]uint64
+	Awaiting         [65536]struct {
+		_              structs.HostLayout
+		Acknowledgment uint32
+		Since          uint32
+	}
+}
+
+type kernelFlatSlot struct {
+	_       structs.HostLayout
+	Word    uint64
+	Spare   uint64
+	Request kernelFlatRequest
 }
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	kernelMapFlatCounters    = "flat_counters"
-	kernelMapFlatEvents      = "flat_events"
-	kernelMapFlatFlows       = "flat_flows"
-	kernelMapFlatHistograms  = "flat_histograms"
-	kernelMapFlatNets        = "flat_nets"
-	kernelMapFlatOurs        = "flat_ours"
-	kernelMapFlatQuestions   = "flat_questions"
-	kernelMapFlatSeats       = "flat_seats"
-	kernelMapFlatSequence    = "flat_sequence"
-	kernelMapFlatSettings    = "flat_settings"
-	kernelMapFlatTheirs      = "flat_theirs"
-	kernelProgFlatClaim      = "flat_claim"
-	kernelProgFlatEgress     = "flat_egress"
-	kernelProgFlatEgressL3   = "flat_egress_l3"
-	kernelProgFlatIngress    = "flat_ingress"
-	kernelProgFlatIngressL3  = "flat_ingress_l3"
-	kernelVarFlatAwaiting    = "flat_awaiting"
-	kernelVarFlatGates       = "flat_gates"
-	kernelVarFlatNeighbourNs = "flat_neighbour_ns"
-	kernelVarFlatSuspendedNs = "flat_suspended_ns"
-	kernelVarHaveComm        = "have_comm"
-	kernelVarHavePid         = "have_pid"
-	kernelVarOuterFirst      = "outer_first"
-	kernelVarTypeCounter     = "type_counter"
-	kernelVarTypeOverdue     = "type_overdue"
-	kernelVarTypeRecord      = "type_record"
+	kernelMapFlatAttempts     = "flat_attempts"
+	kernelMapFlatCounters     = "flat_counters"
+	kernelMapFlatEvents       = "flat_events"
+	kernelMapFlatFlows        = "flat_flows"
+	kernelMapFlatHints        = "flat_hints"
+	kernelMapFlatHistograms   = "flat_histograms"
+	kernelMapFlatNets         = "flat_nets"
+	kernelMapFlatOurs         = "flat_ours"
+	kernelMapFlatQuestions    = "flat_questions"
+	kernelMapFlatRecentOurs   = "flat_recent_ours"
+	kernelMapFlatRecentTheirs = "flat_recent_theirs"
+	kernelMapFlatScratch      = "flat_scratch"
+	kernelMapFlatSeen         = "flat_seen"
+	kernelMapFlatSequence     = "flat_sequence"
+	kernelMapFlatSettings     = "flat_settings"
+	kernelMapFlatSlots        = "flat_slots"
+	kernelMapFlatTheirs       = "flat_theirs"
+	kernelProgFlatEgress      = "flat_egress"
+	kernelProgFlatEgressL3    = "flat_egress_l3"
+	kernelProgFlatIngress     = "flat_ingress"
+	kernelProgFlatIngressL3   = "flat_ingress_l3"
+	kernelProgFlatTimeout     = "flat_timeout"
+	kernelVarFlatShared       = "flat_shared"
+	kernelVarHaveComm         = "have_comm"
+	kernelVarHavePid          = "have_pid"
+	kernelVarOuterFirst       = "outer_first"
+	kernelVarTypeCounter      = "type_counter"
+	kernelVarTypeOverdue      = "type_overdue"
+	kernelVarTypeRecord       = "type_record"
 )
 
 // loadKernel returns the embedded CollectionSpec for kernel.
@@ -300,44 +367,47 @@ type kernelSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type kernelProgramSpecs struct {
-	FlatClaim     *ebpf.ProgramSpec `ebpf:"flat_claim"`
 	FlatEgress    *ebpf.ProgramSpec `ebpf:"flat_egress"`
 	FlatEgressL3  *ebpf.ProgramSpec `ebpf:"flat_egress_l3"`
 	FlatIngress   *ebpf.ProgramSpec `ebpf:"flat_ingress"`
 	FlatIngressL3 *ebpf.ProgramSpec `ebpf:"flat_ingress_l3"`
+	FlatTimeout   *ebpf.ProgramSpec `ebpf:"flat_timeout"`
 }
 
 // kernelMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type kernelMapSpecs struct {
-	FlatCounters   *ebpf.MapSpec `ebpf:"flat_counters"`
-	FlatEvents     *ebpf.MapSpec `ebpf:"flat_events"`
-	FlatFlows      *ebpf.MapSpec `ebpf:"flat_flows"`
-	FlatHistograms *ebpf.MapSpec `ebpf:"flat_histograms"`
-	FlatNets       *ebpf.MapSpec `ebpf:"flat_nets"`
-	FlatOurs       *ebpf.MapSpec `ebpf:"flat_ours"`
-	FlatQuestions  *ebpf.MapSpec `ebpf:"flat_questions"`
-	FlatSeats      *ebpf.MapSpec `ebpf:"flat_seats"`
-	FlatSequence   *ebpf.MapSpec `ebpf:"flat_sequence"`
-	FlatSettings   *ebpf.MapSpec `ebpf:"flat_settings"`
-	FlatTheirs     *ebpf.MapSpec `ebpf:"flat_theirs"`
+	FlatAttempts     *ebpf.MapSpec `ebpf:"flat_attempts"`
+	FlatCounters     *ebpf.MapSpec `ebpf:"flat_counters"`
+	FlatEvents       *ebpf.MapSpec `ebpf:"flat_events"`
+	FlatFlows        *ebpf.MapSpec `ebpf:"flat_flows"`
+	FlatHints        *ebpf.MapSpec `ebpf:"flat_hints"`
+	FlatHistograms   *ebpf.MapSpec `ebpf:"flat_histograms"`
+	FlatNets         *ebpf.MapSpec `ebpf:"flat_nets"`
+	FlatOurs         *ebpf.MapSpec `ebpf:"flat_ours"`
+	FlatQuestions    *ebpf.MapSpec `ebpf:"flat_questions"`
+	FlatRecentOurs   *ebpf.MapSpec `ebpf:"flat_recent_ours"`
+	FlatRecentTheirs *ebpf.MapSpec `ebpf:"flat_recent_theirs"`
+	FlatScratch      *ebpf.MapSpec `ebpf:"flat_scratch"`
+	FlatSeen         *ebpf.MapSpec `ebpf:"flat_seen"`
+	FlatSequence     *ebpf.MapSpec `ebpf:"flat_sequence"`
+	FlatSettings     *ebpf.MapSpec `ebpf:"flat_settings"`
+	FlatSlots        *ebpf.MapSpec `ebpf:"flat_slots"`
+	FlatTheirs       *ebpf.MapSpec `ebpf:"flat_theirs"`
 }
 
 // kernelVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type kernelVariableSpecs struct {
-	FlatAwaiting    *ebpf.VariableSpec `ebpf:"flat_awaiting"`
-	FlatGates       *ebpf.VariableSpec `ebpf:"flat_gates"`
-	FlatNeighbourNs *ebpf.VariableSpec `ebpf:"flat_neighbour_ns"`
-	FlatSuspendedNs *ebpf.VariableSpec `ebpf:"flat_suspended_ns"`
-	HaveComm        *ebpf.VariableSpec `ebpf:"have_comm"`
-	HavePid         *ebpf.VariableSpec `ebpf:"have_pid"`
-	OuterFirst      *ebpf.VariableSpec `ebpf:"outer_first"`
-	TypeCounter     *ebpf.VariableSpec `ebpf:"type_counter"`
-	TypeOverdue     *ebpf.VariableSpec `ebpf:"type_overdue"`
-	TypeRecord      *ebpf.VariableSpec `ebpf:"type_record"`
+	FlatShared  *ebpf.VariableSpec `ebpf:"flat_shared"`
+	HaveComm    *ebpf.VariableSpec `ebpf:"have_comm"`
+	HavePid     *ebpf.VariableSpec `ebpf:"have_pid"`
+	OuterFirst  *ebpf.VariableSpec `ebpf:"outer_first"`
+	TypeCounter *ebpf.VariableSpec `ebpf:"type_counter"`
+	TypeOverdue *ebpf.VariableSpec `ebpf:"type_overdue"`
+	TypeRecord  *ebpf.VariableSpec `ebpf:"type_record"`
 }
 
 // kernelObjects contains all objects after they have been loaded into the kernel.
@@ -360,31 +430,43 @@ func (o *kernelObjects) Close() error {
 //
 // It can be passed to loadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kernelMaps struct {
-	FlatCounters   *ebpf.Map `ebpf:"flat_counters"`
-	FlatEvents     *ebpf.Map `ebpf:"flat_events"`
-	FlatFlows      *ebpf.Map `ebpf:"flat_flows"`
-	FlatHistograms *ebpf.Map `ebpf:"flat_histograms"`
-	FlatNets       *ebpf.Map `ebpf:"flat_nets"`
-	FlatOurs       *ebpf.Map `ebpf:"flat_ours"`
-	FlatQuestions  *ebpf.Map `ebpf:"flat_questions"`
-	FlatSeats      *ebpf.Map `ebpf:"flat_seats"`
-	FlatSequence   *ebpf.Map `ebpf:"flat_sequence"`
-	FlatSettings   *ebpf.Map `ebpf:"flat_settings"`
-	FlatTheirs     *ebpf.Map `ebpf:"flat_theirs"`
+	FlatAttempts     *ebpf.Map `ebpf:"flat_attempts"`
+	FlatCounters     *ebpf.Map `ebpf:"flat_counters"`
+	FlatEvents       *ebpf.Map `ebpf:"flat_events"`
+	FlatFlows        *ebpf.Map `ebpf:"flat_flows"`
+	FlatHints        *ebpf.Map `ebpf:"flat_hints"`
+	FlatHistograms   *ebpf.Map `ebpf:"flat_histograms"`
+	FlatNets         *ebpf.Map `ebpf:"flat_nets"`
+	FlatOurs         *ebpf.Map `ebpf:"flat_ours"`
+	FlatQuestions    *ebpf.Map `ebpf:"flat_questions"`
+	FlatRecentOurs   *ebpf.Map `ebpf:"flat_recent_ours"`
+	FlatRecentTheirs *ebpf.Map `ebpf:"flat_recent_theirs"`
+	FlatScratch      *ebpf.Map `ebpf:"flat_scratch"`
+	FlatSeen         *ebpf.Map `ebpf:"flat_seen"`
+	FlatSequence     *ebpf.Map `ebpf:"flat_sequence"`
+	FlatSettings     *ebpf.Map `ebpf:"flat_settings"`
+	FlatSlots        *ebpf.Map `ebpf:"flat_slots"`
+	FlatTheirs       *ebpf.Map `ebpf:"flat_theirs"`
 }
 
 func (m *kernelMaps) Close() error {
 	return _KernelClose(
+		m.FlatAttempts,
 		m.FlatCounters,
 		m.FlatEvents,
 		m.FlatFlows,
+		m.FlatHints,
 		m.FlatHistograms,
 		m.FlatNets,
 		m.FlatOurs,
 		m.FlatQuestions,
-		m.FlatSeats,
+		m.FlatRecentOurs,
+		m.FlatRecentTheirs,
+		m.FlatScratch,
+		m.FlatSeen,
 		m.FlatSequence,
 		m.FlatSettings,
+		m.FlatSlots,
 		m.FlatTheirs,
 	)
 }
@@ -393,36 +475,33 @@ func (m *kernelMaps) Close() error {
 //
 // It can be passed to loadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kernelVariables struct {
-	FlatAwaiting    *ebpf.Variable `ebpf:"flat_awaiting"`
-	FlatGates       *ebpf.Variable `ebpf:"flat_gates"`
-	FlatNeighbourNs *ebpf.Variable `ebpf:"flat_neighbour_ns"`
-	FlatSuspendedNs *ebpf.Variable `ebpf:"flat_suspended_ns"`
-	HaveComm        *ebpf.Variable `ebpf:"have_comm"`
-	HavePid         *ebpf.Variable `ebpf:"have_pid"`
-	OuterFirst      *ebpf.Variable `ebpf:"outer_first"`
-	TypeCounter     *ebpf.Variable `ebpf:"type_counter"`
-	TypeOverdue     *ebpf.Variable `ebpf:"type_overdue"`
-	TypeRecord      *ebpf.Variable `ebpf:"type_record"`
+	FlatShared  *ebpf.Variable `ebpf:"flat_shared"`
+	HaveComm    *ebpf.Variable `ebpf:"have_comm"`
+	HavePid     *ebpf.Variable `ebpf:"have_pid"`
+	OuterFirst  *ebpf.Variable `ebpf:"outer_first"`
+	TypeCounter *ebpf.Variable `ebpf:"type_counter"`
+	TypeOverdue *ebpf.Variable `ebpf:"type_overdue"`
+	TypeRecord  *ebpf.Variable `ebpf:"type_record"`
 }
 
 // kernelPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kernelPrograms struct {
-	FlatClaim     *ebpf.Program `ebpf:"flat_claim"`
 	FlatEgress    *ebpf.Program `ebpf:"flat_egress"`
 	FlatEgressL3  *ebpf.Program `ebpf:"flat_egress_l3"`
 	FlatIngress   *ebpf.Program `ebpf:"flat_ingress"`
 	FlatIngressL3 *ebpf.Program `ebpf:"flat_ingress_l3"`
+	FlatTimeout   *ebpf.Program `ebpf:"flat_timeout"`
 }
 
 func (p *kernelPrograms) Close() error {
 	return _KernelClose(
-		p.FlatClaim,
 		p.FlatEgress,
 		p.FlatEgressL3,
 		p.FlatIngress,
 		p.FlatIngressL3,
+		p.FlatTimeout,
 	)
 }
 

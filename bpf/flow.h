@@ -21,33 +21,66 @@
 #define FLOW_UNIT_SHIFT 24
 
 enum flow_state {
-	FLOW_FREE = 0,	/* the word is 0 */
-	FLOW_ASKED = 1, /* there may be an open request */
+	FLOW_REPEATED = 0, /* as FLOW_ASKED, and the request was sent again */
+	FLOW_ASKED = 1,	   /* there may be an open request */
 	FLOW_ANSWERED = 2,
 	FLOW_REPORTED = 3, /* its request timed out, or was unreachable */
 };
 
-static __always_inline struct flat_flow_set *flows_of(const struct half *h)
+/* The ends of a flow: addresses by halves, the upper half 0 for IPv4. */
+struct flow_ends {
+	__u64 local[2];
+	__u64 remote[2];
+	__be16 local_port;
+	__be16 remote_port;
+};
+
+/*
+ * flow_hash is the same for the datagrams of a flow in both directions. It is another one
+ * than that of the request, and cheaper: every datagram pays for it.
+ */
+static __always_inline __u64 flow_hash(const struct flow_ends *e, __u32 ifindex)
 {
-	__u32 set = h->hash & (FLOW_SETS - 1);
+	__u64 local = mixed(flat_shared.seed, e->local[1]);
+	__u64 remote = mixed(~flat_shared.seed, e->remote[1]);
+
+	if (e->local[0] | e->remote[0]) { /* IPv6 */
+		local = mixed(local, e->local[0]);
+		remote = mixed(remote, e->remote[0]);
+	}
+	return mixed(local + 3 * remote,
+		     (__u64)ifindex << 32 | (__u32)e->local_port << 16 | e->remote_port);
+}
+
+/* flow_of_key is the hash of the flow with the ends of a key. */
+static __always_inline __u64 flow_of_key(const struct flat_key *key)
+{
+	struct flow_ends e = {
+		.local = {key->local.halves[0], key->local.halves[1]},
+		.remote = {key->remote.halves[0], key->remote.halves[1]},
+		.local_port = key->local_port,
+		.remote_port = key->remote_port,
+	};
+
+	return flow_hash(&e, key->ifindex);
+}
+
+static __always_inline struct flat_flow_set *flows_of(__u64 hash)
+{
+	__u32 set = hash & (FLOW_SETS - 1);
 
 	return bpf_map_lookup_elem(&flat_flows, &set);
 }
 
-static __always_inline __u64 *ways_of(struct flat_flow_set *set, enum flat_side side)
+static __always_inline __u32 flow_unit(__u64 now)
 {
-	return side == SIDE_CLIENT ? set->ours : set->theirs;
-}
-
-static __always_inline __u32 flow_unit(const struct half *h)
-{
-	return h->now >> FLOW_UNIT_SHIFT & FLOW_TIME_MASK;
+	return now >> FLOW_UNIT_SHIFT & FLOW_TIME_MASK;
 }
 
 /* flow_word is that of a flow which is seen now. */
-static __always_inline __u64 flow_word(const struct half *h, enum flow_state state)
+static __always_inline __u64 flow_word(__u64 hash, __u64 now, enum flow_state state)
 {
-	return tag_of(h->hash) | (__u64)state << FLOW_STATE_SHIFT | flow_unit(h);
+	return tag_of(hash) | (__u64)state << FLOW_STATE_SHIFT | flow_unit(now);
 }
 
 static __always_inline enum flow_state flow_state(__u64 word)
@@ -56,60 +89,178 @@ static __always_inline enum flow_state flow_state(__u64 word)
 }
 
 /* quiet_units is how long a flow has been quiet; another CPU may have seen it a little later. */
-static __always_inline __u32 quiet_units(const struct half *h, __u64 word)
+static __always_inline __u32 quiet_units(__u64 now, __u64 word)
 {
-	__u32 units = (flow_unit(h) + 1 - (__u32)word) & FLOW_TIME_MASK;
+	__u32 units = (flow_unit(now) + 1 - (__u32)word) & FLOW_TIME_MASK;
 
 	return units ? units - 1 : 0;
 }
 
-static __always_inline bool is_idle(const struct flat_options *s, const struct half *h, __u64 word)
+static __always_inline bool is_idle(__u64 now, __u64 word)
 {
-	return !word || quiet_units(h, word) > udp_idle(s) >> FLOW_UNIT_SHIFT;
+	return !word || quiet_units(now, word) > udp_idle() >> FLOW_UNIT_SHIFT;
 }
 
+/* The ways of a set by their place in it, those of this host first. */
+#define ALL_WAYS (2 * FLOW_WAYS)
+
 /*
- * find_flow returns the place of a flow that is not idle among the ways of its set,
- * or 0. The verifier need not know which, and follow each.
+ * find_flow returns the place of a flow that is not idle in its set, or ALL_WAYS. The
+ * verifier need not know which, and follow each.
  */
-static __always_inline __u64 *find_flow(const struct __sk_buff *skb, const struct flat_options *s,
-					const struct half *h, __u64 *ways)
+static __always_inline __u64 find_flow(const struct __sk_buff *skb, const struct flat_flow_set *set,
+				       __u64 hash, __u64 now)
 {
-	__u64 found = FLOW_WAYS;
+	const __u64 *ways = set->ours;
+	__u64 found = ALL_WAYS;
 
 #pragma unroll
-	for (int i = 0; i < FLOW_WAYS; i++)
-		if (has_tag(ways[i], h->hash) && !is_idle(s, h, ways[i]))
+	for (int i = 0; i < ALL_WAYS; i++) {
+		if (has_tag(ways[i], hash) && !is_idle(now, ways[i])) {
 			found = i;
-	found = opaque(skb, found);
-	if (found >= FLOW_WAYS)
-		return 0;
-	barrier_var(found); /* or clang drops the bound that the verifier wants to see */
-	return &ways[found & (FLOW_WAYS - 1)];
+			break;
+		}
+	}
+	return opaque(skb, found);
+}
+
+/* way_at is the word at a place that find_flow has returned. */
+static __always_inline __u64 *way_at(struct flat_flow_set *set, __u64 place)
+{
+	barrier_var(place); /* or clang drops the bound that the verifier wants to see */
+	return &set->ours[place & (ALL_WAYS - 1)];
+}
+
+/* is_answer_way reports whether a datagram goes against the direction of the flow at a place. */
+static __always_inline bool is_answer_way(__u64 place, enum direction direction)
+{
+	return (place < FLOW_WAYS) == (direction == INGRESS);
 }
 
 /* see notes that a flow goes on, in this state. */
-static __always_inline void see(const struct half *h, __u64 *flow, enum flow_state state)
+static __always_inline void see(__u64 *flow, __u64 hash, __u64 now, enum flow_state state)
 {
-	__u64 was = *flow, is = flow_word(h, state);
+	__u64 was = *flow, is = flow_word(hash, now, state);
 
 	if (was != is)
 		change(flow, was, is);
 }
 
-/* begin_flow gives a flow the place of the quietest of its set. */
-static __always_inline void begin_flow(const struct flat_options *s, const struct half *h,
-				       __u64 *ways)
+/*
+ * begin_flow gives a flow, in this state, the place of the quietest among those that begin
+ * at the same end.
+ */
+__subprogram int begin_flow(struct half *h, __u64 hash, enum flow_state state)
 {
-	__u64 *place = &ways[0];
+	struct flat_flow_set *set = flows_of(hash);
+	__u64 *ways, *place, was;
 
+	if (!set)
+		return 0; /* never */
+	ways = h->direction == EGRESS ? set->ours : set->theirs;
+	place = &ways[0];
 #pragma unroll
 	for (int i = 1; i < FLOW_WAYS; i++)
-		if (!ways[i] || (*place && quiet_units(h, ways[i]) > quiet_units(h, *place)))
+		if ((*place && !ways[i]) ||
+		    (*place && quiet_units(h->now, ways[i]) > quiet_units(h->now, *place)))
 			place = &ways[i];
-
-	__u64 was = *place;
-
-	if (!change(place, was, flow_word(h, FLOW_ASKED)) || !is_idle(s, h, was))
+	was = *place;
+	if (!change(place, was, flow_word(hash, h->now, state)) || !is_idle(h->now, was))
 		count(COUNT_FLOWS_FORGOTTEN);
+	return 0;
+}
+
+/* The time as flows have it, cheaply: by a clock that goes on in ticks of some milliseconds. */
+static __always_inline __u64 coarse_now(void)
+{
+	return have_coarse_clock ? bpf_ktime_get_coarse_ns() + flat_shared.suspended_ns
+				 : bpf_ktime_get_boot_ns();
+}
+
+/*
+ * is_nothing_new reports whether nothing is to be noted of a datagram: one of a flow that was
+ * answered, or reported. As long as its request is open, a further datagram is that sent
+ * again; of those that follow within a unit of time this is noted once.
+ */
+static __always_inline bool is_nothing_new(__u64 word, __u64 now, bool is_answer)
+{
+	enum flow_state state = flow_state(word);
+
+	if (is_answer || state == FLOW_ASKED)
+		return state == FLOW_ANSWERED;
+	return state != FLOW_REPEATED || !quiet_units(now, word);
+}
+
+/*
+ * read_ends reads the ends of a datagram whose headers are as most are, without options and
+ * extensions, and returns whether they are.
+ */
+static __always_inline bool read_ends(const struct __sk_buff *skb, struct flow_ends *e,
+				      enum direction direction, enum link link)
+{
+	const struct iphdr *v4 =
+		(void *)(long)skb->data + (link == LINK_ETHERNET ? sizeof(struct ethhdr) : 0);
+	const struct ipv6hdr *v6 = (void *)v4;
+	const struct udp_header *udp = (void *)(v4 + 1);
+	const void *end = (void *)(long)skb->data_end;
+	union flat_addr source, destination;
+	bool out = direction == EGRESS;
+
+	if ((void *)(udp + 1) > end || (link == LINK_NONE && !out && outer_first))
+		return false;
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		if (first_octet(v4) != 0x45 || v4->protocol != IPPROTO_UDP ||
+		    v4->frag_off & bpf_htons(0x3fff))
+			return false;
+		copy_ipv4(&source, v4->saddr);
+		copy_ipv4(&destination, v4->daddr);
+	} else {
+		udp = (void *)(v6 + 1);
+		if (skb->protocol != bpf_htons(ETH_P_IPV6) || (void *)(udp + 1) > end ||
+		    first_octet(v6) >> 4 != 6 || v6->nexthdr != IPPROTO_UDP)
+			return false;
+		copy_ipv6(&source, &v6->saddr);
+		copy_ipv6(&destination, &v6->daddr);
+	}
+	e->local[0] = out ? source.halves[0] : destination.halves[0];
+	e->local[1] = out ? source.halves[1] : destination.halves[1];
+	e->remote[0] = out ? destination.halves[0] : source.halves[0];
+	e->remote[1] = out ? destination.halves[1] : source.halves[1];
+	e->local_port = out ? udp->source : udp->destination;
+	e->remote_port = out ? udp->destination : udp->source;
+	return bpf_ntohs(udp->length) >= sizeof(*udp);
+}
+
+/*
+ * pass_known takes a datagram of a known flow about which there is nothing to note, and
+ * returns whether it is one: what hosts that serve QUIC, WireGuard or media have most of.
+ * It pays for a look at one cache line. All others go on to parse().
+ */
+static __always_inline bool pass_known(struct __sk_buff *skb, enum direction direction,
+				       enum link link)
+{
+	__u64 now, hash, way, *flow;
+	struct flat_flow_set *set;
+	struct flow_ends e;
+
+	if (!read_ends(skb, &e, direction, link))
+		return false;
+	hash = flow_hash(&e, key_ifindex(skb));
+	set = flows_of(hash);
+	if (!set)
+		return false; /* never */
+	now = coarse_now();
+	if (is_asleep(now))
+		return false;
+	way = find_flow(skb, set, hash, now);
+	if (way >= ALL_WAYS)
+		return false;
+	flow = way_at(set, way);
+	if (!is_nothing_new(*flow, now, is_answer_way(way, direction)))
+		return false;
+	if (quiet_units(now,
+			*flow)) /* or this clock, which is a little behind, would turn it back */
+		see(flow, hash, now, flow_state(*flow));
+	count(COUNT_FLOW);
+	return true;
 }

@@ -3,7 +3,6 @@ package bpf
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"math/rand/v2"
 	"os"
 	"testing"
@@ -58,13 +57,37 @@ func seeds(t testing.TB) (all [][]byte) {
 			}
 		}
 	}
-	var requests, answers []byte
+	return append(all, floods(t)...)
+}
+
+// floods are scripts that no table is large enough for, and of what programs do that are
+// not alone, or where addresses are translated.
+func floods(t testing.TB) [][]byte {
+	var requests, answers, others, translated []byte
 	for i := range uint16(30) {
 		requests = addStep(requests, 0, flow4.sourcePort(i).syn(t, 100))
 		answers = addStep(answers, 0, flow4.port(53).dns(t, i, nil))
 		answers = addStep(answers, stepIn, flow4.port(53).back().answers(t, i, 0))
 	}
-	return append(all, requests, answers)
+	for i := range uint16(30) {
+		requests = addStep(requests, stepIn, flow4.sourcePort(i).back().synAck(t, 101))
+	}
+	for i := range uint16(12) {
+		scene := byte(0)
+		if i%4 == 0 {
+			scene = 2 << stepBefore // the next phase
+		}
+		others = addStep(others, scene, flow4.sourcePort(i).syn(t, 100))
+		others = addStep(others, stepIn, flow4.sourcePort(i).back().synAck(t, 101))
+		others = addStep(others, 0, flow6.sourcePort(i).udp(t, 1))
+	}
+	elsewhere := flow4.sourcePort(1).port(2) // both ends
+	translated = addStep(translated, 1<<stepBefore, flow4.syn(t, 100))
+	translated = addStep(translated, stepIn, flow4.sourcePort(1).back().synAck(t, 101))
+	translated = addStep(translated, 0, flow4.syn(t, 200))
+	translated = addStep(translated, stepIn, elsewhere.back().synAck(t, 201))
+	translated = addStep(translated, timeoutScene<<stepBefore, nil)
+	return [][]byte{requests, answers, others, translated}
 }
 
 // A script is steps, each an octet of what to do, the length of what follows
@@ -83,8 +106,11 @@ const stepsMax = 64
 type scene func(z *fuzzed)
 
 var scenes = [16]scene{
-	4:  func(z *fuzzed) { z.sweep(11*time.Second, 10*time.Second) },
-	5:  func(z *fuzzed) { z.sweep(time.Hour, 10*time.Second) },
+	1:  func(z *fuzzed) { z.shared.setTranslating([]int{runIfindex}) },
+	2:  func(z *fuzzed) { z.shared.setPhase((z.shared.phase() + 1) % (phaseFinish + 1)) },
+	3:  func(z *fuzzed) { z.shared.setAttaching(runIfindex - int(z.shared.Attaching)) },
+	4:  func(z *fuzzed) { z.sweepUntilDone(11 * time.Second) },
+	5:  func(z *fuzzed) { z.sweep(time.Hour, waited) },
 	6:  func(z *fuzzed) { z.set(Settings{}) },
 	7:  func(z *fuzzed) { z.set(Settings{MatchHost: true}) },
 	8:  func(z *fuzzed) { z.set(Settings{UDPIdle: time.Nanosecond}) },
@@ -97,9 +123,20 @@ var scenes = [16]scene{
 	15: func(z *fuzzed) { z.crowdFlows() },
 }
 
+// runIfindex is the index that the packets of a test run come with: that of lo.
+const runIfindex = 1
+
+const timeoutScene = 4
+
 func script(e exchange, bare bool) (s []byte) {
+	before := byte(0)
 	for _, p := range e.packets {
-		step := byte(0)
+		if p.frame == nil {
+			before = timeoutScene << stepBefore
+			continue
+		}
+		step := before
+		before = 0
 		if p.in {
 			step |= stepIn
 		}
@@ -107,6 +144,9 @@ func script(e exchange, bare bool) (s []byte) {
 			step |= stepBare
 		}
 		s = addStep(s, step, p.frame)
+	}
+	if before != 0 {
+		s = addStep(s, before, nil)
 	}
 	return s
 }
@@ -124,17 +164,28 @@ type fuzzed struct {
 	plain   bool // the settings are the default
 }
 
-func openFuzzed(t testing.TB) *fuzzed {
+func openFuzzed(t testing.TB, objects ...object) *fuzzed {
 	t.Helper()
 	testbed.Root(t)
-	spec, err := loadSpec()
-	if err != nil {
-		t.Fatal(err)
+	if len(objects) == 0 {
+		all, err := objectsOfKernel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		objects = all[:1]
 	}
-	spec.Maps[kernelMapFlatOurs].MaxEntries = 16
-	spec.Maps[kernelMapFlatTheirs].MaxEntries = 16
-	spec.Maps[kernelMapFlatQuestions].MaxEntries = 16
-	spec.Maps[kernelMapFlatEvents].MaxEntries = 4096
+	small := object{objects[0].name, func() (*ebpf.CollectionSpec, error) {
+		spec, err := objects[0].spec()
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range []string{kernelMapFlatOurs, kernelMapFlatTheirs, kernelMapFlatQuestions} {
+			spec.Maps[name].MaxEntries = 16
+		}
+		spec.Maps[kernelMapFlatSeen].MaxEntries = 4
+		spec.Maps[kernelMapFlatEvents].MaxEntries = 4096
+		return spec, nil
+	}}
 	// Nothing needs the pins once all is open, and a worker of the fuzzer ends
 	// without a clean-up.
 	path, err := os.MkdirTemp("", "flat-fuzz-")
@@ -146,7 +197,7 @@ func openFuzzed(t testing.TB) *fuzzed {
 		testbed.Missing(t, "mount a BPF file system: %v", err)
 	}
 	defer unix.Unmount(path, unix.MNT_DETACH)
-	s, err := open(path, Auto, func() (*ebpf.CollectionSpec, error) { return spec, nil })
+	s, err := open(path, Auto, small)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,17 +206,20 @@ func openFuzzed(t testing.TB) *fuzzed {
 		t.Fatal(err)
 	}
 	k := kernelOf(t, s)
-	k.crowdSeats(8)
+	k.crowdSlots(8)
 	return &fuzzed{kernel: k, plain: true}
 }
 
 // play runs a script, from empty tables and with the default settings.
 func (z *fuzzed) play(script []byte) {
 	z.t.Helper()
-	z.forget()
+	z.clear()
 	if !z.plain {
 		z.set(Settings{})
 	}
+	z.shared.setPhase(phaseAlone)
+	z.shared.setAttaching(0)
+	z.shared.setTranslating(nil)
 	z.last = make([]byte, runnable)
 	for range stepsMax {
 		if len(script) < 3 {
@@ -254,39 +308,7 @@ func (z *fuzzed) drain() {
 		if r.DurationNs > r.EndNs || r.RttNs > r.DurationNs || r.QuestionLength > 259 || r.Repeats > stepsMax {
 			z.t.Errorf("record %+v", r)
 		}
-		edge(40 + int(r.Kind-1)*8 + int(r.Side-1)*4 + int(r.Result-1))
-	}
-}
-
-// forget empties the seats and the tables. They are few, and small.
-func (z *fuzzed) forget() {
-	z.t.Helper()
-	z.flows(func(words []uint64) { clear(words) })
-	for i := range z.seats.all {
-		var key kernelFlatKey
-		var p kernelFlatPending
-		if z.seats.all[i].read(&key, &p) {
-			if isOpen(&p) {
-				z.cleared++
-			}
-			z.seats.all[i].Holder = 0
-		}
-	}
-	for _, table := range []*ebpf.Map{z.maps.FlatOurs, z.maps.FlatTheirs} {
-		var key kernelFlatKey
-		var p kernelFlatPending
-		for {
-			err := table.NextKey(nil, &key)
-			if errors.Is(err, ebpf.ErrKeyNotExist) {
-				break
-			}
-			if err := errors.Join(err, table.Lookup(&key, &p), table.Delete(&key)); err != nil {
-				z.t.Fatal(err)
-			}
-			if isOpen(&p) {
-				z.cleared++
-			}
-		}
+		edge(edgeRecords + (int(r.Kind-1)*2+int(r.Side-1))*edgeResults + int(r.Result-1))
 	}
 }
 
@@ -347,7 +369,7 @@ func TestMutatedPacketsAreNeverAlteredNorMisread(t *testing.T) {
 	}
 	for i := range c {
 		switch name := Counter(i).String(); name {
-		case "asleep", "histogram_full", "loss_told", "result_out", "timeout_out":
+		case "asleep", "histogram_full", "result_out", "not_looking", "attempts_forgotten":
 			// These have tests of their own.
 		default:
 			if c[i] == 0 {

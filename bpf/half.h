@@ -19,30 +19,12 @@
 #endif
 
 /*
- * A function of its own, and "used", or clang leaves in the return register what
- * happens to be there where nobody looks at it: the verifier does.
- */
-#define __subprogram static __noinline __attribute__((used))
-
-/*
- * One that the verifier checks once, and not anew for each way to it: it takes the
- * arguments for what their types say and the memory behind them for numbers, so that
- * no pointer may be in that, nor, before Linux 6.3, a gap that nobody has set.
- * Before Linux 5.12 (e5069b9c23b3) it has this for numbers alone.
- */
-#ifdef FLAT_512
-#define __checked_alone __noinline
-#else
-#define __checked_alone __subprogram
-#endif
-
-/*
  * A packet that may be one half of an exchange, with what its handler found out. It
  * has no gaps: see __checked_alone.
  */
 struct half {
 	struct flat_key key;
-	__u64 hash; /* of the key */
+	__u64 hash; /* of the key: what its request is known by */
 	__u64 now;
 	__u64 direction; /* enum direction; of a narrower one the verifier forgets the value */
 	__u32 transport; /* offset of the TCP, UDP or ICMP header */
@@ -52,7 +34,7 @@ struct half {
 	bool ipv6;
 	bool group; /* sent to an Ethernet group address */
 
-	/* Of a request, for the table. */
+	/* Of a request. */
 	__u8 flags;    /* enum flat_record_flags */
 	__u16 payload; /* bytes in the SYN; TCP, as are the others */
 	__u32 isn;
@@ -68,9 +50,21 @@ static __always_inline __s64 elapsed(const struct half *h, __u64 then)
 	return h->now - then;
 }
 
-static __always_inline __s64 udp_idle(const struct flat_options *s)
+static __always_inline __s64 udp_idle(void)
 {
-	return s->udp_idle_ns ? s->udp_idle_ns : UDP_IDLE_DEFAULT_NS;
+	return flat_shared.udp_idle_ns ? flat_shared.udp_idle_ns : UDP_IDLE_DEFAULT_NS;
+}
+
+/* is_asleep reports whether no daemon has renewed the lease. */
+static __always_inline bool is_asleep(__u64 now)
+{
+	return flat_shared.lease_until_ns && now > flat_shared.lease_until_ns;
+}
+
+/* key_ifindex is the interface in the key of an exchange that is seen there. */
+static __always_inline __u32 key_ifindex(const struct __sk_buff *skb)
+{
+	return skb->ifindex & (flat_shared.match_host - 1); /* a branch the less for the verifier */
 }
 
 /* Requests this host made go out, those made to it come in; answers the other way. */
@@ -82,11 +76,6 @@ static __always_inline enum flat_side side_of_request(enum direction d)
 static __always_inline enum flat_side side_of_answer(enum direction d)
 {
 	return d == EGRESS ? SIDE_SERVER : SIDE_CLIENT;
-}
-
-static __always_inline void *table_of(enum flat_side side)
-{
-	return side == SIDE_CLIENT ? (void *)&flat_ours : (void *)&flat_theirs;
 }
 
 static __always_inline void copy_ipv4(union flat_addr *to, __be32 addr)
@@ -178,7 +167,7 @@ static __always_inline struct flat_options *take(struct __sk_buff *skb, struct h
 	if (!s)
 		return 0;
 	h->now = bpf_ktime_get_boot_ns();
-	if (s->lease_until_ns && h->now > s->lease_until_ns) {
+	if (is_asleep(h->now)) {
 		count(COUNT_ASLEEP);
 		return 0;
 	}
@@ -188,8 +177,7 @@ static __always_inline struct flat_options *take(struct __sk_buff *skb, struct h
 	h->ipv6 = traits & TRAIT_IPV6;
 	h->group = traits & TRAIT_GROUP;
 	h->vlan = (tagged & skb->vlan_tci & 0xfff) | (~tagged & traits >> TRAIT_VLAN_SHIFT);
-	/* None if the flag is set, which is the lowest bit. */
-	h->key.ifindex = skb->ifindex & ((s->flags & SETTING_MATCH_HOST) - 1);
+	h->key.ifindex = key_ifindex(skb);
 	if (!set_ends(skb, h, place)) {
 		count(COUNT_TRUNCATED);
 		return 0;
@@ -198,40 +186,32 @@ static __always_inline struct flat_options *take(struct __sk_buff *skb, struct h
 }
 
 /*
- * change turns one word into another, unless somebody else was faster. Linux before
- * 5.12 cannot tell: there, of two changes at one moment, one is lost.
+ * mixed takes one more word into a hash. It shifts before it multiplies: else a
+ * difference in the uppermost bits would go through whatever the seed is.
  */
-static __always_inline bool change(__u64 *word, __u64 from, __u64 to)
-{
-#ifdef FLAT_512
-	return __sync_val_compare_and_swap(word, from, to) == from;
-#else
-	(void)from;
-	*word = to;
-	return true;
-#endif
-}
-
 static __always_inline __u64 mixed(__u64 hash, __u64 more)
 {
-	hash = (hash ^ more) * 0x9e3779b97f4a7c15;
-	return hash ^ hash >> 32;
+	hash ^= more;
+	hash ^= hash >> 32;
+	hash *= 0x9e3779b97f4a7c15;
+	return hash ^ hash >> 29;
 }
 
-/* key_hash is one for a request and its answer; keys of ports in a row are spread evenly. */
+/* key_hash is the same for a request and its answer. No tag of it is 0. */
 static __always_inline __u64 key_hash(const struct flat_key *key)
 {
-	__u64 hash = mixed((__u64)key->ifindex << 32 | key->id, key->local.halves[0]);
+	__u64 hash = mixed(flat_shared.seed, key->local.halves[0]);
 
 	hash = mixed(hash, key->local.halves[1]);
 	hash = mixed(hash, key->remote.halves[0]);
 	hash = mixed(hash, key->remote.halves[1]);
 	hash = mixed(hash,
-		     (__u64)key->kind << 32 | (__u32)key->local_port << 16 | key->remote_port);
-	return mixed(hash, hash >> 17);
+		     (__u64)key->ifindex << 32 | (__u32)key->local_port << 16 | key->remote_port);
+	hash = mixed(hash, key->id);
+	return mixed(hash, hash >> 17) | 1ULL << 63;
 }
 
-/* A tag is the upper 40 bits of a hash; what is below it in a word is something else's. */
+/* A tag is the upper 40 bits of a hash; the lower 24 of a word with a tag hold something else. */
 #define TAG_SHIFT 24
 
 static __always_inline __u64 tag_of(__u64 hash)
@@ -244,13 +224,26 @@ static __always_inline bool has_tag(__u64 word, __u64 hash)
 	return word >> TAG_SHIFT == hash >> TAG_SHIFT;
 }
 
-/* set_exchange completes the key with what the transport header says. */
-static __always_inline void set_exchange(struct half *h, enum flat_kind kind, __be16 source,
-					 __be16 destination, __u32 id)
+#define KIND_SHIFT 56
+#define DNS_ID_SHIFT 40 /* the hash of the question is below */
+#define QUESTION_HASH_MASK ((1ULL << DNS_ID_SHIFT) - 1)
+
+static __always_inline enum flat_kind kind_of(const struct flat_key *key)
 {
-	h->key.kind = kind;
+	return key->id >> KIND_SHIFT;
+}
+
+static __always_inline void set_ports(struct half *h, __be16 source, __be16 destination)
+{
 	h->key.local_port = h->direction == EGRESS ? source : destination;
 	h->key.remote_port = h->direction == EGRESS ? destination : source;
-	h->key.id = id;
+}
+
+/* set_exchange completes the key with what the transport header and what follows it say. */
+static __always_inline void set_exchange(struct half *h, enum flat_kind kind, __be16 source,
+					 __be16 destination, __u64 id)
+{
+	set_ports(h, source, destination);
+	h->key.id = (__u64)kind << KIND_SHIFT | id;
 	h->hash = key_hash(&h->key);
 }

@@ -41,9 +41,10 @@ func BucketBound(i int) time.Duration {
 	return time.Duration(4+i%4) << (first - 2 + i/4)
 }
 
-// Histograms reads all histograms.
+// Histograms reads all histograms. Those of DNS answers are summed over their codes.
 func (s *State) Histograms() ([]Histogram, error) {
 	var all []Histogram
+	places := make(map[HistogramKey]int)
 	var key kernelFlatHistogramKey
 	var perCPU []kernelFlatHistogram
 	entries := s.maps.FlatHistograms.Iterate()
@@ -57,7 +58,16 @@ func (s *State) Histograms() ([]Histogram, error) {
 				h.Buckets[b] += n
 			}
 		}
-		all = append(all, h)
+		place, ok := places[h.HistogramKey]
+		if !ok {
+			places[h.HistogramKey] = len(all)
+			all = append(all, h)
+			continue
+		}
+		all[place].Sum += h.Sum
+		for b, n := range h.Buckets {
+			all[place].Buckets[b] += n
+		}
 	}
 	if err := entries.Err(); err != nil {
 		return nil, fmt.Errorf("list histograms: %w", err)

@@ -24,6 +24,8 @@ struct flat_histogram_key {
 	__u8 side;   /* enum flat_side */
 	__u8 result; /* enum flat_result */
 	__u8 ipv6;
+	__u16 rcode; /* of a DNS answer */
+	__u16 spare[3];
 };
 
 struct flat_histogram {

@@ -5,7 +5,6 @@
  */
 #pragma once
 
-#include "pending.h"
 #include "udp.h"
 
 #define ICMP_ECHO_REPLY 0
@@ -88,13 +87,28 @@ static __always_inline bool read_quoted_ipv6(struct __sk_buff *skb, struct half 
 	return true;
 }
 
-/* set_quoted makes the key that of the request that an error quotes. */
-static __always_inline bool set_quoted(struct __sk_buff *skb, const struct flat_options *s,
-				       struct half *h, __u32 offset, __u32 *sequence)
+/*
+ * set_quoted_dns makes the key that of the DNS request that an error quotes. Without
+ * its id and question, which not every router quotes, only the ends are known.
+ */
+static __always_inline void set_quoted_dns(struct __sk_buff *skb, struct half *h, __u64 offset,
+					   const union quoted *q)
 {
+	__u64 id = 0, begin = offset + sizeof(*q) + sizeof(struct dns_header);
+	struct dns_header dns;
+
+	if (!bpf_skb_load_bytes(skb, offset + sizeof(*q), &dns, sizeof(dns)))
+		id = dns_id(skb, &dns, begin, skb->len > begin ? skb->len - begin : 0);
+	set_exchange(h, KIND_DNS, q->ports.source, q->ports.destination, id);
+}
+
+/* set_quoted makes the key that of the request that an error quotes. */
+__subprogram int set_quoted(struct __sk_buff *skb, struct flat_options *s, struct half *h,
+			    __u32 *isn)
+{
+	__u32 offset = h->transport + sizeof(struct icmp_echo);
 	struct quote quote;
 	union quoted q;
-	__be16 dns_id;
 
 	if (!(h->ipv6 ? read_quoted_ipv6(skb, h, offset, &quote)
 		      : read_quoted_ipv4(skb, h, offset, &quote)) ||
@@ -103,16 +117,13 @@ static __always_inline bool set_quoted(struct __sk_buff *skb, const struct flat_
 	switch (quote.protocol) {
 	case IPPROTO_TCP:
 		set_exchange(h, KIND_TCP, q.ports.source, q.ports.destination, 0);
-		*sequence = bpf_ntohl(q.ports.sequence);
+		*isn = bpf_ntohl(q.ports.sequence);
 		return true;
 	case IPPROTO_UDP:
-		if (!is_dns_port(s, q.ports.destination)) {
+		if (is_dns_port(s, q.ports.destination))
+			set_quoted_dns(skb, h, quote.transport, &q);
+		else
 			set_exchange(h, KIND_UDP, q.ports.source, q.ports.destination, 0);
-			return true;
-		}
-		if (bpf_skb_load_bytes(skb, quote.transport + sizeof(q), &dns_id, sizeof(dns_id)))
-			return false;
-		set_exchange(h, KIND_DNS, q.ports.source, q.ports.destination, bpf_ntohs(dns_id));
 		return true;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
@@ -124,32 +135,63 @@ static __always_inline bool set_quoted(struct __sk_buff *skb, const struct flat_
 	return false;
 }
 
+/* find_quoted is the open request that an error quotes, or 0. */
+static __always_inline struct flat_request *find_quoted(struct __sk_buff *skb, struct half *h,
+							struct answer *a, __u32 isn)
+{
+	struct flat_request *found = find(a->side, &h->key, h->hash);
+
+	/* An error may quote a question cut short, or nothing of the message. */
+	if (!found && kind_of(&h->key) == KIND_DNS && !(h->key.id & QUESTION_HASH_MASK))
+		found = find_by_tuple(h, a->side, true);
+	if (!found)
+		found = find_translated(skb, h, a, isn);
+	if (!found || found->state != STATE_OPEN ||
+	    (kind_of(&h->key) == KIND_TCP && found->isn != isn))
+		return 0;
+	return found;
+}
+
 /* observe_error finishes the request that an error quotes. */
-static __always_inline void observe_error(struct __sk_buff *skb, struct flat_options *s,
-					  struct half *h, const struct icmp_echo *icmp)
+__subprogram int observe_error(struct __sk_buff *skb, struct flat_options *s, struct half *h)
 {
 	struct answer a = new_answer(h, RESULT_UNREACHABLE, false);
-	struct flat_pending *found;
-	__u32 sequence = 0;
+	const struct icmp_echo *icmp = packet_at(skb, h->transport, sizeof(*icmp));
+	struct flat_request *found;
+	__u32 isn = 0;
 	bool known;
 
+	if (!icmp)
+		return 0; /* never: the caller has read it */
 	a.icmp_type = icmp->type;
 	a.icmp_code = icmp->code;
 	a.ttl = 0; /* a router's, as a rule */
 	/* What is quoted went the other way. */
 	h->direction = h->direction == EGRESS ? INGRESS : EGRESS;
-	known = set_quoted(skb, s, h, h->transport + sizeof(*icmp), &sequence);
+	known = set_quoted(skb, s, h, &isn);
 	h->direction = h->direction == EGRESS ? INGRESS : EGRESS;
 
-	found = known ? find_request(a.side, &h->key, h->hash) : 0;
-	if (!found || found->state != STATE_OPEN ||
-	    (h->key.kind == KIND_TCP && found->isn != sequence)) {
+	found = known ? find_quoted(skb, h, &a, isn) : 0;
+	if (!found && known && flat_shared.phase != PHASE_ALONE)
+		forget_seen(h, a.side, isn);
+	if (!found || !complete_exchange(s, h, found, &a))
 		count(COUNT_QUOTE);
-		return;
+	return 0;
+}
+
+/* observe_echo looks at an echo request or reply, whose exchange is in h. */
+__subprogram int observe_echo(struct __sk_buff *skb, struct flat_options *s, struct half *h,
+			      bool request)
+{
+	struct answer a;
+
+	if (request) {
+		track_request(skb, s, h);
+		return 0;
 	}
-	/* TCP goes on trying all the same; that is not to be a new attempt. */
-	a.keep = STATE_REPORTED;
-	finish(skb, s, h, found, &a);
+	a = new_answer(h, RESULT_ANSWERED, true);
+	answer(skb, s, h, &a);
+	return 0;
 }
 
 __subprogram int observe_icmp(struct __sk_buff *skb, __u64 place, enum direction direction)
@@ -167,7 +209,7 @@ __subprogram int observe_icmp(struct __sk_buff *skb, __u64 place, enum direction
 		return 0;
 	}
 	if (is_error(h->ipv6, echo->type, echo->code)) {
-		observe_error(skb, s, h, echo);
+		observe_error(skb, s, h);
 		return 0;
 	}
 	request = echo->type == (h->ipv6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO_REQUEST);
@@ -178,6 +220,7 @@ __subprogram int observe_icmp(struct __sk_buff *skb, __u64 place, enum direction
 		count(COUNT_ICMP_OTHER);
 		return 0;
 	}
+	set_exchange(h, KIND_ICMP, 0, 0, echo_id(echo));
 	if (h->length < sizeof(*echo)) {
 		count(COUNT_MALFORMED);
 		return 0;
@@ -186,15 +229,6 @@ __subprogram int observe_icmp(struct __sk_buff *skb, __u64 place, enum direction
 		count(COUNT_MULTICAST);
 		return 0;
 	}
-	set_exchange(h, KIND_ICMP, 0, 0, echo_id(echo));
-
-	if (request) {
-		remember(skb, s, h);
-		return 0;
-	}
-
-	struct answer a = new_answer(h, RESULT_ANSWERED, true);
-
-	answer(skb, s, h, found_answering(h), &a);
+	observe_echo(skb, s, h, request);
 	return 0;
 }

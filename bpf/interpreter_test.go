@@ -51,9 +51,14 @@ type memoryMap struct {
 	entries map[string]uint64 // pointers to the values of others, by key
 }
 
+// octets is the size of an array.
+func (m *memoryMap) octets() uint64 { return uint64(m.spec.MaxEntries * m.spec.ValueSize) }
+
 const (
 	stackSize = 512
-	runLimit  = 100_000 // instructions; no path comes near
+
+	interpreterSeed = 0x9e3779b97f4a7c15 // of every hash
+	runLimit        = 100_000            // instructions; no path comes near
 )
 
 func newInterpreter(t testing.TB, object []byte) *interpreter {
@@ -74,10 +79,8 @@ func newInterpreter(t testing.TB, object []byte) *interpreter {
 	for name, m := range spec.Maps {
 		x.maps[name] = x.newMap(m)
 	}
-	gates := spec.Variables[kernelVarFlatGates] // shut, as by a daemon, before there is anything
-	for i := range gatesCount * 2 {
-		binary.LittleEndian.PutUint32(x.at(x.maps[".bss"].array+uint64(gates.Offset+uint32(4*i)), 4), 1)
-	}
+	// As by a daemon.
+	binary.LittleEndian.PutUint64(x.at(x.maps[variablesMap].array+uint64(spec.Variables[kernelVarFlatShared].Offset), 8), interpreterSeed)
 	x.kept = len(x.memory)
 	for name, p := range spec.Programs {
 		x.code[name] = x.decode(p)
@@ -258,11 +261,13 @@ func (x *interpreter) storeRegister(i instruction) {
 		x.store(pointer, size(i), x.r[i.src])
 		return
 	}
-	const add, fetchAdd, compareAndSwap = 0, 1, 0xf1
+	const add, fetchAdd, and, compareAndSwap = 0, 1, 0x50, 0xf1
 	old := x.load(pointer, size(i))
 	switch i.constant {
 	case add:
 		x.store(pointer, size(i), old+x.r[i.src])
+	case and:
+		x.store(pointer, size(i), old&x.r[i.src])
 	case fetchAdd:
 		x.store(pointer, size(i), old+x.r[i.src])
 		x.r[i.src] = old

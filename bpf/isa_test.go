@@ -6,17 +6,20 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 	"github.com/gopacket/gopacket/layers"
 
 	"github.com/flatd/flatd/bpf/testbed"
 )
 
-//go:embed flat_bpfel.o flat_bpfeb.o
-var objects embed.FS
+//go:embed flat510_bpfel.o flat510_bpfeb.o
+var objects510 embed.FS
 
 // oldest is the kernel that the programs have to load on, 510 for Linux 5.10.
 const oldest = 510
@@ -37,6 +40,8 @@ var helperSince = map[asm.BuiltinFunc]int{
 	asm.FnSpinUnlock:           501,
 	asm.FnRingbufReserve:       508,
 	asm.FnRingbufSubmit:        508,
+	asm.FnRingbufDiscard:       508,
+	asm.FnRingbufQuery:         508,
 	asm.FnKtimeGetBootNs:       508,
 }
 
@@ -80,8 +85,8 @@ func tooNew(ins asm.Instruction) string {
 }
 
 func TestInstructionsAreKnownToLinux510(t *testing.T) {
-	for _, object := range []string{"flat_bpfel.o", "flat_bpfeb.o"} {
-		raw, err := objects.ReadFile(object)
+	for _, object := range []string{"flat510_bpfel.o", "flat510_bpfeb.o"} {
+		raw, err := objects510.ReadFile(object)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -123,23 +128,105 @@ func TestTooNewInstructionsAreFound(t *testing.T) {
 // more paths: stay well below.
 func TestVerifierHasRoomLeft(t *testing.T) {
 	const limit = 1_000_000 / 4
-	k := openKernel(t)
-	for name, program := range k.entries() {
-		info, err := program.Info()
+	eachObject(t, func(t *testing.T, o object) {
+		k := openKernel(t, o)
+		programs := k.entries()
+		programs[kernelProgFlatTimeout] = k.programs.FlatTimeout
+		for name, program := range programs {
+			info, err := program.Info()
+			if err != nil {
+				t.Fatal(err)
+			}
+			verified, ok := info.VerifiedInstructions()
+			if !ok {
+				t.Skip("this kernel does not tell how many instructions it verified (Linux 5.16)")
+			}
+			t.Logf("%s: %d instructions verified", name, verified)
+			if verified > limit {
+				t.Errorf("%s: the verifier went through %d instructions, want at most %d", name, verified, limit)
+			}
+		}
+	})
+}
+
+// A program and the functions that it calls have 512 octets of stack between them. The
+// verifier of older kernels rounds what each takes up to 32, so that a program which this
+// kernel loads may be too much for an older one.
+func TestStacksFitOlderKernels(t *testing.T) {
+	const stackMax, rounded = 512, 32
+	eachObject(t, func(t *testing.T, o object) {
+		spec, err := o.spec()
 		if err != nil {
 			t.Fatal(err)
 		}
-		verified, ok := info.VerifiedInstructions()
-		if !ok {
-			t.Skip("this kernel does not tell how many instructions it verified (Linux 5.16)")
+		for _, m := range spec.Maps {
+			m.Pinning = ebpf.PinNone
 		}
-		t.Logf("%s: %d instructions verified", name, verified)
-		if verified > limit {
-			t.Errorf("%s: the verifier went through %d instructions, want at most %d", name, verified, limit)
+		stats := ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats, LogSizeStart: 1 << 20}}
+		collection, err := ebpf.NewCollectionWithOptions(spec, stats)
+		if err != nil {
+			t.Fatalf("%+v", err)
 		}
-	}
+		defer collection.Close()
+		for name, program := range collection.Programs {
+			functions, calls := functionsOf(spec.Programs[name].Instructions)
+			depths := stackDepths(t, program.VerifierLog)
+			if len(functions) != len(depths) {
+				t.Fatalf("%s: %d functions, the verifier saw %d", name, len(functions), len(depths))
+			}
+			var deepest func(f string) (int, []string)
+			deepest = func(f string) (below int, chain []string) {
+				for called := range calls[f] {
+					if d, c := deepest(called); d > below {
+						below, chain = d, c
+					}
+				}
+				own := depths[slices.Index(functions, f)]
+				return below + (max(own, 1)+rounded-1)/rounded*rounded, append([]string{fmt.Sprintf("%s (%d)", f, own)}, chain...)
+			}
+			depth, chain := deepest(functions[0])
+			t.Logf("%s: %d of %d octets: %s", name, depth, stackMax, strings.Join(chain, ", "))
+			if depth > stackMax {
+				t.Errorf("%s takes %d octets of stack, of %d: %s", name, depth, stackMax, strings.Join(chain, ", "))
+			}
+		}
+	})
 }
 
+// functionsOf are the functions of a program in their order, the first is its own, and
+// which each calls.
+func functionsOf(program asm.Instructions) (functions []string, calls map[string]map[string]bool) {
+	calls = make(map[string]map[string]bool)
+	for _, ins := range program {
+		if f := ins.Symbol(); f != "" && btf.FuncMetadata(&ins) != nil {
+			functions = append(functions, f)
+			calls[f] = make(map[string]bool)
+		}
+		if ins.IsFunctionCall() {
+			calls[functions[len(functions)-1]][ins.Reference()] = true
+		}
+	}
+	return functions, calls
+}
+
+// stackDepths are what the verifier says of each function.
+func stackDepths(t *testing.T, log string) (depths []int) {
+	t.Helper()
+	_, rest, ok := strings.Cut(log, "\nstack depth ")
+	if !ok {
+		t.Skip("this kernel does not tell how deep the stack is")
+	}
+	for text := range strings.SplitSeq(strings.Fields(rest)[0], "+") {
+		depth, err := strconv.Atoi(text)
+		if err != nil {
+			t.Fatalf("stack depth %q: %v", rest, err)
+		}
+		depths = append(depths, depth)
+	}
+	return depths
+}
+
+// entries are the programs that see packets.
 func (k *kernel) entries() map[string]*ebpf.Program {
 	k.t.Helper()
 	if err := k.needL3(); err != nil {
@@ -232,7 +319,7 @@ func TestHotPathCallsNothing(t *testing.T) {
 // of every call it makes.
 func withCallsMarked(t *testing.T, name string) (*ebpf.Program, *ebpf.Map) {
 	t.Helper()
-	spec, err := loadSpec()
+	spec, err := objectFlat.spec()
 	if err != nil {
 		t.Fatal(err)
 	}

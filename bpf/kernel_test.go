@@ -3,6 +3,8 @@ package bpf
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
+	"math/bits"
 	"math/rand/v2"
 	"net/netip"
 	"testing"
@@ -20,6 +22,7 @@ import (
 type kernel struct {
 	*State
 	t       testing.TB
+	mapped  map[*ebpf.Map][]byte
 	reader  *Reader
 	deliver func(in bool, frame []byte)
 	told    Counters // by counted
@@ -27,9 +30,34 @@ type kernel struct {
 	cleared uint64   // open requests that clear forgot
 }
 
-func openKernel(t testing.TB) *kernel {
+// openKernel loads the object that this kernel gets, or the given one.
+func openKernel(t testing.TB, objects ...object) *kernel {
 	t.Helper()
-	return kernelOf(t, openState(t, testbed.BPFFS(t)))
+	return kernelOf(t, openState(t, testbed.BPFFS(t), objects...))
+}
+
+// bothObjects are those that this kernel can load.
+var bothObjects = []object{objectFlat, objectFlat510}
+
+// eachObject runs a test with each of the objects.
+func eachObject(t *testing.T, test func(t *testing.T, o object)) {
+	for _, o := range bothObjects {
+		t.Run(o.name, func(t *testing.T) {
+			needObject(t, o)
+			test(t, o)
+		})
+	}
+}
+
+// needObject skips a test where the kernel cannot load the object.
+func needObject(t *testing.T, o object) {
+	t.Helper()
+	testbed.Root(t)
+	if recent, err := haveFetchAdd(); err != nil {
+		t.Fatal(err)
+	} else if !recent && o.name == objectFlat.name {
+		t.Skip("this object needs Linux 5.12")
+	}
 }
 
 func kernelOf(t testing.TB, s *State) *kernel {
@@ -39,12 +67,27 @@ func kernelOf(t testing.TB, s *State) *kernel {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { r.Close() })
-	return &kernel{t: t, State: s, reader: r}
+	k := &kernel{t: t, State: s, reader: r, mapped: make(map[*ebpf.Map][]byte)}
+	for _, m := range []*ebpf.Map{s.maps.FlatFlows, s.maps.FlatAttempts} {
+		memory, err := mapMemory(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unmap(memory) })
+		k.mapped[m] = memory
+	}
+	return k
 }
 
-func openState(t testing.TB, path string) *State {
+func openState(t testing.TB, path string, objects ...object) *State {
 	t.Helper()
-	s, err := Open(path, Auto)
+	var err error
+	if len(objects) == 0 {
+		if objects, err = objectsOfKernel(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := open(path, Auto, objects...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,10 +111,10 @@ const runnable = 54
 // openBare has frames reach the programs of devices without a link header, as
 // packets that begin with the IP header, or what comes in with the header around
 // it, as packets of a tunnel do on old kernels (outerFirst).
-func openBare(t testing.TB, outer bool) *kernel {
+func openBare(t testing.TB, outer bool, o object) *kernel {
 	t.Helper()
 	setOuterFirst(t, outer)
-	k := openKernel(t)
+	k := openKernel(t, o)
 	if err := k.needL3(); err != nil {
 		t.Fatal(err)
 	}
@@ -144,38 +187,100 @@ func (k *kernel) run(p *ebpf.Program, frame []byte) {
 	}
 }
 
-// clear forgets all pending exchanges.
+// clear forgets all that is known of requests and flows.
 func (k *kernel) clear() {
 	k.t.Helper()
-	k.forgetIf(func(p *kernelFlatPending) bool {
-		if isOpen(p) {
+	for i := range k.requests.slots.all {
+		slot := &k.requests.slots.all[i]
+		if tag := slot.tag(); tag != 0 && tag != tagOfNobody {
 			k.cleared++
+			slot.Request = kernelFlatRequest{}
+			slot.Word = 0
 		}
-		return true
-	})
+		slot.Word &^= 1<<tagShift - 1
+	}
+	for _, m := range []*ebpf.Map{k.requests.ours, k.requests.theirs} {
+		k.cleared += k.empty(m)
+	}
+	hints := make([]kernelFlatHint, k.maps.FlatHints.MaxEntries())
+	if _, err := k.maps.FlatHints.BatchUpdate(upTo(len(hints)), hints, nil); err != nil {
+		k.t.Fatal(err)
+	}
+	k.forgetEnded()
 }
 
-// forgetIf forgets the requests of which that is true, and all UDP flows.
-func (k *kernel) forgetIf(is func(*kernelFlatPending) bool) {
+// forgetEnded forgets all but the open requests: repeats and answers of others are
+// something new then.
+func (k *kernel) forgetEnded() {
 	k.t.Helper()
-	err := k.eachRequest(func(at place, key *kernelFlatKey, p *kernelFlatPending) error {
-		if !is(p) {
-			return nil
+	for _, m := range []*ebpf.Map{k.maps.FlatRecentOurs, k.maps.FlatRecentTheirs, k.maps.FlatSeen} {
+		k.empty(m)
+	}
+	k.flows(func(words []uint64) { clear(words) })
+	k.words(k.maps.FlatAttempts, func(words []uint64) { clear(words) })
+}
+
+// empty removes the elements of a map and returns how many there were.
+func (k *kernel) empty(m *ebpf.Map) (removed uint64) {
+	k.t.Helper()
+	for {
+		var hash uint64
+		err := m.NextKey(nil, &hash)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return removed
 		}
-		return k.forget(at, key, p)
+		if err := errors.Join(err, m.Delete(hash)); err != nil {
+			k.t.Fatal(err)
+		}
+		removed++
+	}
+}
+
+func upTo(n int) []uint32 {
+	all := make([]uint32, n)
+	for i := range all {
+		all[i] = uint32(i)
+	}
+	return all
+}
+
+// openRequests lists the requests that are open.
+func (k *kernel) openRequests() (all []openRequest) {
+	k.t.Helper()
+	err := k.requests.each(func(side uint8, hash uint64, r *kernelFlatRequest) error {
+		all = append(all, openRequest{side, hash, *r})
+		return nil
 	})
 	if err != nil {
 		k.t.Fatal(err)
 	}
-	k.flows(func(words []uint64) { clear(words) })
+	return all
+}
+
+// openRequest is one that openTable.each has visited.
+type openRequest struct {
+	side uint8
+	hash uint64
+	kernelFlatRequest
+}
+
+// overdue is what has the kernel half end a request, after it has waited for so long.
+func (r *openRequest) overdue(limit time.Duration) *kernelFlatOverdue {
+	return &kernelFlatOverdue{Hash: r.hash, FirstNs: r.FirstNs, LimitNs: uint64(limit), Side: uint32(r.side)}
 }
 
 // flows calls use with the words of all UDP flows, in the kernel's memory.
 func (k *kernel) flows(use func(words []uint64)) {
 	k.t.Helper()
-	if err := withFlows(k.maps.FlatFlows, func(words []uint64) error { use(words); return nil }); err != nil {
-		k.t.Fatal(err)
-	}
+	k.words(k.maps.FlatFlows, use)
+}
+
+// words calls use with the words of an array. It stays mapped: that takes longer than
+// most tests.
+func (k *kernel) words(m *ebpf.Map, use func(words []uint64)) {
+	k.t.Helper()
+	memory := k.mapped[m]
+	use(unsafe.Slice((*uint64)(unsafe.Pointer(&memory[0])), len(memory)/8))
 }
 
 // flowTime is the time in the word of a flow.
@@ -193,11 +298,23 @@ func (k *kernel) age(by time.Duration) {
 	})
 }
 
-// crowdSeats leaves no seat free, but for each of the given number; 0: none at all.
-func (k *kernel) crowdSeats(but int) {
-	for i := range k.seats.all {
-		if s := &k.seats.all[i]; s.Holder == 0 && (but == 0 || i%but != 0) {
-			s.Holder = holderLeaving // nobody's
+// tagOfNobody holds a slot for nobody: the uppermost bit of a hash is set.
+const tagOfNobody = 1
+
+// tag is that of the request in the slot, 0 if there is none.
+func (s *kernelFlatSlot) tag() uint64 { return s.Word >> tagShift }
+
+// others is how many requests are in the hash map whose slot this is.
+func (s *kernelFlatSlot) others() uint64 { return s.Word & (1<<tagShift - 1) }
+
+// holds reports whether a request is in this slot, which may be nil.
+func (s *kernelFlatSlot) holds(r openRequest) bool { return s != nil && s.tag() == r.hash>>tagShift }
+
+// crowdSlots leaves no slot free, but for each of the given number; 0: none at all.
+func (k *kernel) crowdSlots(but int) {
+	for i := range k.requests.slots.all {
+		if s := &k.requests.slots.all[i]; s.tag() == 0 && (but == 0 || i%but != 0) {
+			s.Word |= tagOfNobody << tagShift
 		}
 	}
 }
@@ -275,23 +392,16 @@ func (k *kernel) balanced() {
 	if err != nil {
 		k.t.Fatal(err)
 	}
-	open := k.cleared
-	err = k.eachRequest(func(_ place, _ *kernelFlatKey, p *kernelFlatPending) error {
-		if isOpen(p) {
-			open++
-		}
-		return nil
-	})
-	if err != nil {
-		k.t.Fatal(err)
+	open := k.cleared + uint64(len(k.openRequests()))
+	ended := c[Finished] + c[TimedOut] + c[HalfOpen] + c[Translated] + c[NotLooking]
+	if c[Requests] != ended+open+c[Replaced]+c[PendingFull] {
+		k.t.Errorf("requests %d != finished %d + timed out %d + half open %d + translated %d + not looking %d + open %d + replaced %d + full %d",
+			c[Requests], c[Finished], c[TimedOut], c[HalfOpen], c[Translated], c[NotLooking], open, c[Replaced], c[PendingFull])
 	}
-	if c[Requests] != c[Finished]+c[TimedOut]+c[HalfOpen]+open+c[Replaced]+c[PendingFull] {
-		k.t.Errorf("requests %d != finished %d + timed out %d + half open %d + open %d + replaced %d + full %d",
-			c[Requests], c[Finished], c[TimedOut], c[HalfOpen], open, c[Replaced], c[PendingFull])
-	}
-	if c[Finished] != c[ResultOut]+c[TooFast]+c[SampledOut]+c[RingFull]+k.read {
-		k.t.Errorf("finished %d != result out %d + too fast %d + sampled out %d + ring full %d + read %d",
-			c[Finished], c[ResultOut], c[TooFast], c[SampledOut], c[RingFull], k.read)
+	reported := c[Finished] + c[TimedOut] + c[Late] + c[Rescued]
+	if reported != c[ResultOut]+c[TooFast]+c[SampledOut]+c[RingFull]+k.read {
+		k.t.Errorf("finished %d + timed out %d + late %d + rescued %d != result out %d + too fast %d + sampled out %d + ring full %d + read %d",
+			c[Finished], c[TimedOut], c[Late], c[Rescued], c[ResultOut], c[TooFast], c[SampledOut], c[RingFull], k.read)
 	}
 	histograms, err := k.Histograms()
 	if err != nil {
@@ -301,9 +411,55 @@ func (k *kernel) balanced() {
 	for _, h := range histograms {
 		told += h.Count()
 	}
-	if c[Finished] != told {
-		k.t.Errorf("finished %d, but %d in the histograms or without one", c[Finished], told)
+	if reported != told {
+		k.t.Errorf("%d exchanges ended, but %d are in the histograms or without one", reported, told)
 	}
+	k.leaksNothing()
+}
+
+// leaksNothing checks that slots and hints count what is open, and nothing else.
+func (k *kernel) leaksNothing() {
+	k.t.Helper()
+	var inMaps, others uint64
+	var hinted, hints int
+	for _, r := range k.openRequests() {
+		if !k.slotOf(r.side, r.hash).holds(r) {
+			inMaps++
+		}
+		hinted += bits.OnesCount8(r.Traits &^ requestOverflow)
+	}
+	for i := range k.requests.slots.all {
+		others += k.requests.slots.all[i].others()
+	}
+	if k.Object == objectFlat.name && inMaps != others {
+		k.t.Errorf("%d requests are in the hash maps, the slots know of %d", inMaps, others)
+	}
+	all := make([]kernelFlatHint, k.maps.FlatHints.MaxEntries())
+	var cursor ebpf.MapBatchCursor
+	if n, err := k.maps.FlatHints.BatchLookup(&cursor, make([]uint32, len(all)), all, nil); n != len(all) {
+		k.t.Fatalf("%d hints of %d: %v", n, len(all), err)
+	}
+	for _, h := range all {
+		hints += int(h.Word & (1<<tagShift - 1))
+	}
+	if hints != hinted {
+		k.t.Errorf("the hints count %d, the open requests have %d", hints, hinted)
+	}
+}
+
+const requestOverflow = 1 << 0 // REQUEST_OVERFLOW
+
+// slotOf is the slot that a hash names: slot_of of table.h.
+func (k *kernel) slotOf(side uint8, hash uint64) *kernelFlatSlot {
+	if k.Object != objectFlat.name {
+		return nil
+	}
+	each := uint64(len(k.requests.slots.all) / 2)
+	i := hash % each
+	if side == SideServer {
+		i += each
+	}
+	return &k.requests.slots.all[i]
 }
 
 func TestEveryCounterHasAName(t *testing.T) {

@@ -2,6 +2,8 @@ package bpf
 
 import (
 	_ "embed"
+	"fmt"
+	"math/bits"
 	"regexp"
 	"strconv"
 	"testing"
@@ -16,14 +18,8 @@ var recordHeaderFile string
 
 // What this package hands out as bytes is what flows reads.
 func TestLayoutIsThatOfFlows(t *testing.T) {
-	for name, sizes := range map[string][2]int{
-		"flat_record":  {int(unsafe.Sizeof(kernelFlatRecord{})), flows.RecordSize},
-		"flat_key":     {int(unsafe.Sizeof(kernelFlatKey{})), flows.KeySize},
-		"flat_pending": {int(unsafe.Sizeof(kernelFlatPending{})), flows.PendingSize},
-	} {
-		if sizes[0] != sizes[1] {
-			t.Errorf("struct %s has %d bytes, flows reads %d", name, sizes[0], sizes[1])
-		}
+	if size := int(unsafe.Sizeof(kernelFlatRecord{})); size != flows.RecordSize {
+		t.Errorf("struct flat_record has %d bytes, flows reads %d", size, flows.RecordSize)
 	}
 
 	r := kernelFlatDnsRecord{}
@@ -47,14 +43,25 @@ func TestLayoutIsThatOfFlows(t *testing.T) {
 		t.Errorf("%+v", e)
 	}
 
-	key := kernelFlatKey{Id: 5, Kind: uint32(flows.KindDNS), LocalPort: networkOrder(7), RemotePort: networkOrder(8)}
-	p := kernelFlatPending{FirstNs: 1e9, Repeats: 6, Ifindex: 4, Vlan: 9, Ttl: 10, Flags: 4, Cgroup: 11, Uid: 12, Pid: 13, Comm: commOf("curl")}
-	if err := flows.DecodePending(bytesOf(&key), bytesOf(&p), time.Second, flows.SideServer, &e); err != nil {
+	r = kernelFlatDnsRecord{Record: kernelFlatRecord{
+		Sequence: 1, EndNs: 9e9, DurationNs: 3e9, Repeats: 6, Vlan: 9, Kind: uint8(flows.KindTCP), Side: uint8(flows.SideServer),
+		Result: uint8(flows.ResultTimeout), Ttl: 10, SourcePort: networkOrder(7), DestinationPort: networkOrder(8), RequestId: 14,
+	}}
+	if err := flows.Decode(bytesOf(&r), &e); err != nil {
 		t.Fatal(err)
 	}
-	if e.End != 2e9 || e.Retransmits != 6 || e.Interface.Index != 4 || e.VLAN != 9 || e.TTL != 10 || !e.QUIC || e.DNS.ID != 5 ||
-		e.Source.Port() != 8 || e.Destination.Port() != 7 || e.Cgroup != 11 || e.UID != 12 || e.Process.PID != 13 || string(e.Process.AppendName(nil)) != "curl" {
-		t.Errorf("pending: %+v", e)
+	if e.End != 9e9 || e.Limit != 3*time.Second || e.Duration != 0 || e.Retransmits != 6 || e.VLAN != 9 || e.TTL != 10 ||
+		e.Source.Port() != 7 || e.Destination.Port() != 8 || e.Request != 14 || e.ResultName() != "timeout" {
+		t.Errorf("timeout: %+v", e)
+	}
+
+	r.Record.Result, r.Record.Flags, r.Record.NatPort = uint8(flows.ResultEstablished), 1<<4|1<<6, networkOrder(15)
+	r.Record.Nat.Bytes = [16]uint8{10: 0xff, 11: 0xff, 12: 198, 15: 3}
+	if err := flows.Decode(bytesOf(&r), &e); err != nil {
+		t.Fatal(err)
+	}
+	if !e.Late || e.NATDestination.String() != "198.0.0.3:15" || e.NATSource.IsValid() || e.Duration != 3*time.Second {
+		t.Errorf("a late and translated answer: %+v", e)
 	}
 }
 
@@ -66,6 +73,15 @@ func commOf(name string) (comm [2]uint64) {
 
 // The numbers that flows gives to kinds, sides and results are those of record.h.
 func TestEnumsAreThoseOfFlows(t *testing.T) {
+	for name, want := range map[string]int{
+		"RTT": flows.RecordRTT, "AMBIGUOUS": flows.RecordAmbiguous, "QUIC": flows.RecordQUIC, "TRUNCATED": flows.RecordTruncated,
+		"LATE": flows.RecordLate, "NAT_SOURCE": flows.RecordNATSource, "NAT_DESTINATION": flows.RecordNATDestination,
+	} {
+		shift := bits.TrailingZeros(uint(want))
+		if !regexp.MustCompile(fmt.Sprintf(`\bRECORD_%s = 1 << %d,`, name, shift)).MatchString(recordHeaderFile) {
+			t.Errorf("RECORD_%s is not 1 << %d in record.h", name, shift)
+		}
+	}
 	values := make(map[string]int)
 	for _, m := range regexp.MustCompile(`\b((?:KIND|SIDE|RESULT)_\w+) = (\d+)`).FindAllStringSubmatch(recordHeaderFile, -1) {
 		values[m[1]], _ = strconv.Atoi(m[2])
@@ -75,6 +91,7 @@ func TestEnumsAreThoseOfFlows(t *testing.T) {
 		"SIDE_CLIENT": int(flows.SideClient), "SIDE_SERVER": int(flows.SideServer),
 		"RESULT_ESTABLISHED": int(flows.ResultEstablished), "RESULT_ANSWERED": int(flows.ResultAnswered),
 		"RESULT_REFUSED": int(flows.ResultRefused), "RESULT_UNREACHABLE": int(flows.ResultUnreachable),
+		"RESULT_TIMEOUT": int(flows.ResultTimeout),
 	} {
 		if values[name] != want {
 			t.Errorf("%s is %d in record.h, %d in flows", name, values[name], want)

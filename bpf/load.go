@@ -19,32 +19,56 @@ const (
 	variablesPin = "flat_variables"
 )
 
-func loadSpec() (*ebpf.CollectionSpec, error) {
-	loadKernel := loadKernel
+// object is one of the two that are made of flat.c.
+type object struct {
+	name string
+	spec func() (*ebpf.CollectionSpec, error)
+}
+
+// The objects by name: see compat.h.
+var (
+	objectFlat    = object{"flat", specOf(loadKernel)}
+	objectFlat510 = object{"flat510", specOf(loadKernel510)}
+)
+
+// objectsOfKernel are those to try, in order. flat510 is the exception: for kernels
+// before Linux 5.12, and where the verifier refuses the other.
+func objectsOfKernel() ([]object, error) {
 	recent, err := haveFetchAdd()
 	if err != nil {
 		return nil, err
 	}
-	if recent {
-		loadKernel = loadKernel512
+	if !recent {
+		return []object{objectFlat510}, nil
 	}
-	spec, err := loadKernel()
-	if err != nil {
-		return nil, fmt.Errorf("read the embedded programs: %w", err)
-	}
-	for name, is := range map[string]bool{
-		"have_pid":    haveHelper(asm.FnGetCurrentPidTgid),
-		"have_comm":   haveHelper(asm.FnGetCurrentComm),
-		"outer_first": outerFirst(),
-	} {
-		if err := spec.Variables[name].Set(is); err != nil {
-			return nil, fmt.Errorf("tell the programs what the kernel has: %w", err)
+	return []object{objectFlat, objectFlat510}, nil
+}
+
+// specOf is what to load of an object: as it is embedded, and told what the kernel has.
+func specOf(load func() (*ebpf.CollectionSpec, error)) func() (*ebpf.CollectionSpec, error) {
+	return func() (*ebpf.CollectionSpec, error) {
+		spec, err := load()
+		if err != nil {
+			return nil, fmt.Errorf("read the embedded programs: %w", err)
 		}
+		for name, is := range map[string]bool{
+			"have_pid":    haveHelper(asm.FnGetCurrentPidTgid),
+			"have_comm":   haveHelper(asm.FnGetCurrentComm),
+			"outer_first": outerFirst(),
+		} {
+			variable := spec.Variables[name]
+			if variable == nil {
+				continue // flat510 has no use for it
+			}
+			if err := variable.Set(is); err != nil {
+				return nil, fmt.Errorf("tell the programs what the kernel has: %w", err)
+			}
+		}
+		variables := spec.Maps[variablesMap]
+		variables.Name, variables.Pinning = variablesPin, ebpf.PinByName
+		variables.Flags |= unix.BPF_F_MMAPABLE // as the library does by the section's name
+		return spec, nil
 	}
-	variables := spec.Maps[variablesMap]
-	variables.Name, variables.Pinning = variablesPin, ebpf.PinByName
-	variables.Flags |= unix.BPF_F_MMAPABLE // as the library does by the section's name
-	return spec, nil
 }
 
 // load loads and pins the programs; maps are pinned by name, or taken from their pins.
@@ -62,15 +86,12 @@ func (s *State) load(spec *ebpf.CollectionSpec) error {
 		return explain(fmt.Errorf("load the programs: %w", err))
 	}
 	s.programs, s.maps = namedPrograms(programs), namedMaps(maps.DetachMap)
-	if err := s.startSequence(); err != nil {
-		return err
-	}
 	return s.pinPrograms(programs)
 }
 
 // The programs that every host needs, and those for devices without a link header.
 var (
-	basicPrograms = []string{kernelProgFlatIngress, kernelProgFlatEgress, kernelProgFlatClaim}
+	basicPrograms = []string{kernelProgFlatIngress, kernelProgFlatEgress, kernelProgFlatTimeout}
 	l3Programs    = []string{kernelProgFlatIngressL3, kernelProgFlatEgressL3}
 )
 
@@ -105,11 +126,18 @@ func (s *State) needL3() error {
 func (s *State) loadMaps(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
 	spec = spec.Copy()
 	spec.Programs = nil
-	options := ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: s.dir}}
+	options := ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: s.dir}, MapReplacements: make(map[string]*ebpf.Map)}
+	// It outlives layouts, so its pin is not in the directory of one.
+	sequence, err := s.pinnedSequence(spec.Maps[kernelMapFlatSequence])
+	if err != nil {
+		return nil, err
+	}
+	defer sequence.Close()
+	options.MapReplacements[kernelMapFlatSequence] = sequence
 	// Taken by its pin's name alone, it would be set to zeros.
 	if variables, err := ebpf.LoadPinnedMap(filepath.Join(s.dir, variablesPin), nil); err == nil {
 		defer variables.Close()
-		options.MapReplacements = map[string]*ebpf.Map{variablesMap: variables}
+		options.MapReplacements[variablesMap] = variables
 	}
 	return ebpf.NewCollectionWithOptions(spec, options)
 }
@@ -147,26 +175,32 @@ func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, names []
 // namedPrograms may lack those for devices without a link header.
 func namedPrograms(programs map[string]*ebpf.Program) kernelPrograms {
 	return kernelPrograms{
-		FlatClaim:     programs[kernelProgFlatClaim],
 		FlatEgress:    programs[kernelProgFlatEgress],
 		FlatEgressL3:  programs[kernelProgFlatEgressL3],
 		FlatIngress:   programs[kernelProgFlatIngress],
 		FlatIngressL3: programs[kernelProgFlatIngressL3],
+		FlatTimeout:   programs[kernelProgFlatTimeout],
 	}
 }
 
 func namedMaps(named func(string) *ebpf.Map) kernelMaps {
 	return kernelMaps{
-		FlatCounters:   named(kernelMapFlatCounters),
-		FlatEvents:     named(kernelMapFlatEvents),
-		FlatFlows:      named(kernelMapFlatFlows),
-		FlatHistograms: named(kernelMapFlatHistograms),
-		FlatNets:       named(kernelMapFlatNets),
-		FlatOurs:       named(kernelMapFlatOurs),
-		FlatQuestions:  named(kernelMapFlatQuestions),
-		FlatSeats:      named(kernelMapFlatSeats),
-		FlatSequence:   named(kernelMapFlatSequence),
-		FlatSettings:   named(kernelMapFlatSettings),
-		FlatTheirs:     named(kernelMapFlatTheirs),
+		FlatAttempts:     named(kernelMapFlatAttempts),
+		FlatCounters:     named(kernelMapFlatCounters),
+		FlatEvents:       named(kernelMapFlatEvents),
+		FlatFlows:        named(kernelMapFlatFlows),
+		FlatHints:        named(kernelMapFlatHints),
+		FlatHistograms:   named(kernelMapFlatHistograms),
+		FlatNets:         named(kernelMapFlatNets),
+		FlatOurs:         named(kernelMapFlatOurs),
+		FlatQuestions:    named(kernelMapFlatQuestions),
+		FlatRecentOurs:   named(kernelMapFlatRecentOurs),
+		FlatRecentTheirs: named(kernelMapFlatRecentTheirs),
+		FlatScratch:      named(kernelMapFlatScratch),
+		FlatSeen:         named(kernelMapFlatSeen),
+		FlatSequence:     named(kernelMapFlatSequence),
+		FlatSettings:     named(kernelMapFlatSettings),
+		FlatSlots:        named(kernelMapFlatSlots),
+		FlatTheirs:       named(kernelMapFlatTheirs),
 	}
 }

@@ -9,22 +9,29 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
+#include "compat.h"
 #include "counters.h"
 #include "histogram.h"
 #include "record.h"
 #include "settings.h"
+#include "shared.h"
 
-#define PENDING_MAX 61440
-#define SEATS 1024 /* of each side */
+#define OPEN_MAX 61440
+#define RECENT_MAX 8192
+#define SEEN_MAX 65536
+#define SLOTS 1024 /* of each side */
 #define FLOW_SETS 32768
 #define FLOW_WAYS 4 /* of each side */
+#define ATTEMPT_SETS 8192
+#define ATTEMPT_WAYS 8
+#define HINTS 4096
 #define RING_BYTES (4 << 20)
 #define NETS_MAX 2048
 #define QUESTIONS_MAX 4096
 #define HISTOGRAMS_MAX 512
 
 /*
- * A pending exchange, as this host sees it: an outgoing packet's source is
+ * What an exchange is, as this host sees it: an outgoing packet's source is
  * local, an incoming one's destination is. Request and answer thus have the
  * same key, and the answer's is the request's five-tuple reversed.
  */
@@ -33,75 +40,99 @@ struct flat_key {
 	union flat_addr remote;
 	__be16 local_port;
 	__be16 remote_port;
-	__u32 id;      /* as in struct flat_record */
 	__u32 ifindex; /* 0 if answers may arrive on any interface */
-	__u32 kind;    /* enum flat_kind */
+	__u64 id; /* enum flat_kind in the upper 8 bits, then what the kind has: see exchange_id()
+		   */
 };
 
 enum flat_state {
 	STATE_OPEN = 0,
-	STATE_REPORTED = 1,  /* timed out or unreachable; kept to recognise its retransmits */
-	STATE_HALF_OPEN = 2, /* TCP from outside: SYN/ACK sent, the completing ACK is awaited */
+	STATE_HALF_OPEN = 1, /* TCP from outside: SYN/ACK sent, the completing ACK is awaited */
+	STATE_REPORTED = 2,  /* timed out or unreachable: in a memory of recent ones only */
+};
+
+enum flat_request_traits {
+	REQUEST_OVERFLOW = 1 << 0, /* the table was full; in a memory of recent ones only */
+	REQUEST_HINTED = 1 << 1,   /* the hints of its tuple count it: hint.h */
+	REQUEST_TRACED = 1 << 2,   /* the hints for translated answers count it too */
 };
 
 /*
- * Whoever breaks the seal of an open entry owns the exchange: the program that
- * saw the answer or the daemon's sweep that saw the timeout, never both.
+ * A request. The members before key are in these places in every layout from 3 on,
+ * so that a daemon of another layout can find what is overdue.
  */
-struct flat_pending {
+struct flat_request {
 	__u64 first_ns; /* first request packet */
 	__u64 last_ns;	/* latest request packet */
-	__u64 seal;	/* seal_of() its hash and first_ns; 0: broken */
-	__u64 cgroup;	/* of the local socket; 0: unknown */
-	__u32 uid;	/* of its owner, if the cgroup is known */
-	__u32 isn;	/* TCP: sequence number of the SYN */
-	__u16 payload;	/* TCP: bytes in the SYN (RFC 7413) */
-	union {
-		__u8 answers; /* STATE_HALF_OPEN: further SYN/ACKs, at most 255 */
-		__u8 crossed; /* TCP, ours: both ends have asked, and this one has answered */
-	};
-	__u8 flags;	   /* enum flat_record_flags */
-	__u32 first_tsval; /* TCP timestamps (RFC 7323) of first and latest SYN; 0: none */
-	__u32 last_tsval;
-	__u32 repeats;
-	__u32 ifindex; /* where the request was seen */
-	__u16 vlan;
-	__u8 state; /* enum flat_state */
+	__u64 version;	/* version_of() its hash and first_ns; 0: claimed */
+	__u32 ifindex;	/* where the request was seen */
+	__u8 state;	/* enum flat_state */
+	__u8 traits;	/* enum flat_request_traits */
+	__u8 flags;	/* enum flat_record_flags */
 	__u8 ttl;
-#ifdef FLAT_512
-	__u32 reserved;
-#else
-	struct bpf_spin_lock lock; /* of the seal: Linux before 5.12 has no compare-and-swap */
-#endif
-	__u32 pid; /* of the process that asked; 0: unknown */
+	struct flat_key key;
+	__u64 cgroup; /* of the local socket; 0: unknown */
+	__u32 uid;    /* of its owner, if the cgroup is known */
+	__u32 pid;    /* of the process that asked; 0: unknown */
 	union {
 		__u64 comm[2];	 /* ours: its name, as in struct flat_record */
 		__u64 answer_ns; /* STATE_HALF_OPEN: when the first SYN/ACK went out */
 	};
+	__u32 isn;	   /* TCP: sequence number of the SYN */
+	__u32 first_tsval; /* TCP timestamps (RFC 7323) of first and latest SYN; 0: none */
+	__u32 last_tsval;
+	__u32 repeats;
+	__u16 payload; /* TCP: bytes in the SYN (RFC 7413) */
+	__u16 vlan;
+	union {
+		__u8 answers; /* STATE_HALF_OPEN: further SYN/ACKs, at most 255 */
+		__u8 crossed; /* TCP, ours: both ends have asked, and this one has answered */
+	};
+	__u8 spare[3];
+};
+
+/* A request in the hash map of its side. */
+struct flat_open {
+	struct flat_request request;
+	version_lock lock;
+	__u32 spare;
+};
+
+/* A place that the hash of a request names: see table.h. */
+struct flat_slot {
+	__u64 word; /* the tag of the request in it, or 0, and how many more are in the hash map */
+	__u64 spare;
+	struct flat_request request;
 };
 
 /* The question of a DNS request, for one that is never answered. */
 struct flat_question {
-	__u16 length;
-	__u8 question[QUESTION_MAX + 3]; /* as on the wire */
+	__u8 question[QUESTION_BYTES]; /* as on the wire; the rest is zero */
+	__u64 length;
 };
 
-/* A place that the hash of a request's key names. */
-struct flat_seat {
-	__u64 holder; /* whose it is, or 0: see seat.h */
-	__u32 others; /* requests in the table whose seat this is */
-	__u32 reserved;
-	struct flat_key key;
-#ifdef FLAT_512
-	struct flat_pending request;
-#else
-	__u64 request[sizeof(struct flat_pending) / sizeof(__u64)]; /* no lock in what is mapped */
-#endif
+/* What does not fit on the stack, for the packet at hand. */
+struct flat_scratch_values {
+	struct flat_question question; /* that read_question() has read */
+	struct flat_request request;
+	__u64 open[sizeof(struct flat_open) / sizeof(__u64)]; /* a per-CPU map has no locks */
 };
 
 struct flat_flow_set {
 	__u64 ours[FLOW_WAYS];	 /* that this host began */
 	__u64 theirs[FLOW_WAYS]; /* that began outside; apart, as requests are */
+};
+
+struct flat_attempt_set {
+	__u64 ways[ATTEMPT_WAYS];
+};
+
+/* How many open requests have something in common, and the sum of their hashes: see hint.h. */
+struct flat_hint {
+	__u64 word; /* a tag above, the number below */
+	__u64 sum;
+	__u64 untraced_ns; /* when an answer last came that may be of any of them */
+	__u64 spare;
 };
 
 struct flat_numbering {
@@ -111,44 +142,86 @@ struct flat_numbering {
 };
 
 /*
- * Requests of this host for which no seat was free. Plain hashes: an LRU would
- * forget without a word.
+ * Open requests of this host for which no slot was free, by hash. Plain hash maps:
+ * an LRU would lose one without a count.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, PENDING_MAX);
-	__type(key, struct flat_key);
-	__type(value, struct flat_pending);
+	__uint(max_entries, OPEN_MAX);
+	__type(key, __u64);
+	__type(value, struct flat_open);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } flat_ours SEC(".maps");
 
 /* Requests to this host, apart, so that a flood of them cannot evict ours. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, PENDING_MAX);
-	__type(key, struct flat_key);
-	__type(value, struct flat_pending);
+	__uint(max_entries, OPEN_MAX);
+	__type(key, __u64);
+	__type(value, struct flat_open);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } flat_theirs SEC(".maps");
 
-/* Those that have a seat, first of this host, then to it. */
+/* Those that have a slot, first of this host, then to it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 2 * SEATS);
+	__uint(max_entries, 2 * SLOTS);
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
-	__type(value, struct flat_seat);
+	__type(value, struct flat_slot);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} flat_seats SEC(".maps");
+} flat_slots SEC(".maps");
+
+/*
+ * Requests that were reported without an answer, by which their repeats and late
+ * answers are known, and those for which the table was full. They lose the oldest.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, RECENT_MAX);
+	__type(key, __u64);
+	__type(value, struct flat_request);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flat_recent_ours SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, RECENT_MAX);
+	__type(key, __u64);
+	__type(value, struct flat_request);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flat_recent_theirs SEC(".maps");
+
+/*
+ * During a take-over, the requests of the programs of the other layout, and for a moment
+ * our own: see handover.h. Empty, and no memory, at all other times.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SEEN_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flat_seen SEC(".maps");
 
 /* An LRU: of too many questions the oldest are forgotten, which costs a name and no more. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, QUESTIONS_MAX);
-	__type(key, struct flat_key);
+	__type(key, __u64);
 	__type(value, struct flat_question);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } flat_questions SEC(".maps");
+
+/* One for packets, one for what the daemon runs: see count_atomic(). */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, struct flat_scratch_values);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flat_scratch SEC(".maps");
 
 /* UDP flows: see flow.h. What user space can map begins with a page: a set is a cache line. */
 struct {
@@ -159,6 +232,24 @@ struct {
 	__type(value, struct flat_flow_set);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } flat_flows SEC(".maps");
+
+/* TCP attempts that were answered: see attempt.h. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, ATTEMPT_SETS);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct flat_attempt_set);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flat_attempts SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, HINTS);
+	__type(key, __u32);
+	__type(value, struct flat_hint);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flat_hints SEC(".maps");
 
 /* Finished exchanges on their way to user space. */
 struct {
@@ -203,7 +294,10 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } flat_histograms SEC(".maps");
 
-/* The lock is for Linux before 5.12, which has no atomic addition that returns the old value. */
+/*
+ * The number of the latest record. It outlives layouts: user space gives each the
+ * same map (model: ONE_SEQUENCE). The lock is for Linux before 5.12, see compat.h.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -219,4 +313,17 @@ static __always_inline void count(enum flat_counter which)
 
 	if (value)
 		*value += 1;
+}
+
+/*
+ * count_atomic is count for a program that the daemon runs. Before Linux 6.3 a test
+ * run leaves softirqs on, in which a packet's program may count in between.
+ */
+static __always_inline void count_atomic(enum flat_counter which)
+{
+	__u32 key = which;
+	__u64 *value = bpf_map_lookup_elem(&flat_counters, &key);
+
+	if (value)
+		__sync_fetch_and_add(value, 1);
 }

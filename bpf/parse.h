@@ -300,10 +300,6 @@ static __always_inline bool is_awaited_ack(const struct tcp_header *tcp, __u32 s
 static __always_inline int judge_tcp(const struct tcp_header *tcp, const struct packet *p,
 				     enum direction direction)
 {
-	/* Most end a connection, and answer nothing. */
-	if (tcp->flags & TCP_RST &&
-	    is_shut_for_all(direction == EGRESS ? GATE_THEIR_SYNS : GATE_OUR_SYNS))
-		return -COUNT_UNMATCHED;
 	if (tcp->flags & (TCP_SYN | TCP_RST))
 		return PARSED;
 	if (direction == INGRESS && is_awaited_ack(tcp, p->source))

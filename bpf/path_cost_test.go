@@ -15,8 +15,7 @@ import (
 var update = flag.Bool("update", false, "write what is committed in testdata anew")
 
 // pathCosts has, for each class of packets, what the programs execute for one:
-// instructions of the object for Linux 5.10 and calls of helpers, then the same
-// of the object for Linux 5.12.
+// instructions of the object flat510 and calls of helpers, then the same of flat.
 const pathCosts = "testdata/path_costs.txt"
 
 // pathCost is what a program executes for one packet.
@@ -79,24 +78,24 @@ func (x *interpreter) costs() map[string]pathCost {
 //	go test ./bpf -run TestPathsGetNoLonger -update
 func TestPathsGetNoLonger(t *testing.T) {
 	objects := interpreted(t)
-	old, recent := objects["5.10"].costs(), objects["5.12"].costs()
+	old, recent := objects["flat510"].costs(), objects["flat"].costs()
 	if *update {
 		writeCosts(t, old, recent)
 	}
 	oldBefore, recentBefore := readCosts(t)
 	for _, v := range []struct {
-		version     string
+		object      string
 		now, before map[string]pathCost
-	}{{"5.10", old, oldBefore}, {"5.12", recent, recentBefore}} {
+	}{{"flat510", old, oldBefore}, {"flat", recent, recentBefore}} {
 		for _, name := range slices.Sorted(maps.Keys(v.now)) {
 			now, before := v.now[name], v.before[name]
 			switch {
 			case before == pathCost{}:
 				t.Errorf("%s has no line in %s; write it with -update", name, pathCosts)
 			case now.dearer(before) != "":
-				t.Errorf("%s, for Linux %s: %s", name, v.version, now.dearer(before))
+				t.Errorf("%s, of %s: %s", name, v.object, now.dearer(before))
 			case now.cheaper(before):
-				t.Logf("%s, for Linux %s: %d instructions, was %d; keep that with -update", name, v.version, now.instructions, before.instructions)
+				t.Logf("%s, of %s: %d instructions, was %d; keep that with -update", name, v.object, now.instructions, before.instructions)
 			}
 		}
 		if len(v.before) != len(v.now) {
@@ -107,10 +106,10 @@ func TestPathsGetNoLonger(t *testing.T) {
 
 // An ordinary segment is parsed, and no more.
 func TestDataPaysForParsingAlone(t *testing.T) {
-	for version, x := range interpreted(t) {
+	for object, x := range interpreted(t) {
 		for name, cost := range x.costs() {
 			if strings.HasPrefix(name, "tcp-data") && cost.calls > 0 || strings.HasPrefix(name, "tcp-ack") && cost.calls > 0 {
-				t.Errorf("%s, for Linux %s: %d calls", name, version, cost.calls)
+				t.Errorf("%s, of %s: %d calls", name, object, cost.calls)
 			}
 		}
 	}

@@ -22,21 +22,18 @@ func session(t *testing.T, path string) *kernel {
 	return newSession(t, openState(t, path))
 }
 
-func newSession(t *testing.T, s *State) *kernel {
+func newSession(t *testing.T, s *State) *kernel { t.Helper(); return kernelOf(t, s) }
+
+// otherPrograms is what another release, with other programs of the same layout, would
+// have opened.
+func otherPrograms(t *testing.T, path string) *kernel {
 	t.Helper()
-	r, err := s.Reader()
+	all, err := objectsOfKernel()
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { r.Close() })
-	return &kernel{State: s, t: t, reader: r}
-}
-
-// older is what an earlier release, with other programs, would have opened.
-func older(t *testing.T, path string) *kernel {
-	t.Helper()
-	s, err := open(path, Auto, func() (*ebpf.CollectionSpec, error) {
-		spec, err := loadSpec()
+	s, err := open(path, Auto, object{all[0].name, func() (*ebpf.CollectionSpec, error) {
+		spec, err := all[0].spec()
 		if err != nil {
 			return nil, err
 		}
@@ -45,7 +42,7 @@ func older(t *testing.T, path string) *kernel {
 			p.Instructions = slices.Insert(p.Instructions, 1, asm.Mov.Imm(asm.R0, 0))
 		}
 		return spec, nil
-	})
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,7 +164,7 @@ func TestProgramsForL3DevicesWaitForOne(t *testing.T) {
 	}
 	third.leave()
 
-	older(t, path).started(StartReplace).leave()
+	otherPrograms(t, path).started(StartReplace).leave()
 	if n := pinned(); n != 3 {
 		t.Errorf("%d programs pinned after others took over, want 3", n)
 	}
@@ -196,7 +193,7 @@ func TestMeasuringGoesOnWithoutADaemon(t *testing.T) {
 
 func TestOtherProgramsAreReplacedAndMapsKept(t *testing.T) {
 	path := testbed.BPFFS(t)
-	old := older(t, path).started(StartFresh)
+	old := otherPrograms(t, path).started(StartFresh)
 	if err := old.Apply(Settings{SkipKinds: []uint8{4}}); err != nil {
 		t.Fatal(err)
 	}
@@ -227,7 +224,7 @@ func TestOtherProgramsAreReplacedAndMapsKept(t *testing.T) {
 	}
 	now.leave()
 	session(t, path).started(StartAdopt).leave()
-	older(t, path).started(StartReplace) // a downgrade is no other thing
+	otherPrograms(t, path).started(StartReplace) // a downgrade is no other thing
 }
 
 func TestUpgradeKeepsTheLinks(t *testing.T) {
@@ -237,7 +234,7 @@ func TestUpgradeKeepsTheLinks(t *testing.T) {
 	v.Close()
 	device := v.device()
 
-	v.State = older(t, v.path).State
+	v.State = otherPrograms(t, v.path).State
 	v.SetMode(TCX)
 	v.attach()
 	before := v.links()
@@ -278,12 +275,26 @@ func (v *veth) links() map[direction]*link.Info {
 	return all
 }
 
-// pinOf is the path of what is pinned by a name.
-func pinOf(pinPath, name string) string { return filepath.Join(layoutDir(pinPath, ABI), name) }
+// thisLayout is that of the object which this kernel gets.
+func thisLayout() layout {
+	if recent, _ := haveFetchAdd(); !recent {
+		return layout{ABI, objectFlat510.name}
+	}
+	return layout{ABI, objectFlat.name}
+}
 
+// pinOf is the path of what is pinned by a name.
+func pinOf(pinPath, name string) string {
+	if name == kernelMapFlatSequence {
+		return filepath.Join(pinPath, name)
+	}
+	return filepath.Join(thisLayout().dir(pinPath), name)
+}
+
+// pinNames lists the pins but for links.
 func pinNames(t *testing.T, path string) (names []string) {
 	t.Helper()
-	entries, err := os.ReadDir(layoutDir(path, ABI))
+	entries, err := os.ReadDir(thisLayout().dir(path))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -292,11 +303,15 @@ func pinNames(t *testing.T, path string) (names []string) {
 			names = append(names, e.Name())
 		}
 	}
+	if _, err := os.Stat(pinOf(path, kernelMapFlatSequence)); err == nil {
+		names = append(names, kernelMapFlatSequence)
+	}
 	return names
 }
 
-// pins is how many there are but for links and the programs for L3: 12 maps and 2 programs.
-const pins = 16
+// pins is how many there are but for links and the programs for L3: 17 maps, the
+// variables, the marks and 3 programs.
+const pins = 22
 
 // Whichever pin is missing, the next start puts it back and measures, and the
 // one after that finds nothing to do.
@@ -308,17 +323,17 @@ func TestHalfMadeStateIsRepaired(t *testing.T) {
 		t.Fatalf("pins %v, want %d", names, pins)
 	}
 	var last uint64
-	for _, name := range names {
+	for i, name := range names {
 		t.Run(name, func(t *testing.T) {
 			if err := os.Remove(pinOf(path, name)); err != nil {
 				t.Fatal(err)
 			}
 			repair := StartReplace
-			if name == ledgerPin {
+			if name == marksPin {
 				repair = StartAdopt // the programs have nothing to do with it
 			}
 			k := session(t, path).started(repair)
-			k.handshake(1)
+			k.handshake(uint32(10 * i)) // not the one before once more
 			if r := k.one(); r.Sequence <= last {
 				t.Errorf("sequence %d after %d", r.Sequence, last)
 			} else {
@@ -342,7 +357,11 @@ func TestProgramsOfUnpinnedMapsAreNotAdopted(t *testing.T) {
 	if err := os.Remove(ring); err != nil {
 		t.Fatal(err)
 	}
-	spec, err := loadSpec()
+	objects, err := objectsOfKernel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := objects[0].spec()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -369,7 +388,7 @@ func TestUncommittedRecordsComeAgainAfterARestart(t *testing.T) {
 		first.handshake(i)
 	}
 	read, positions := sequences(first.reader)
-	first.reader.CommitBefore(positions[3])
+	first.reader.commitTo(positions[3] - recordHeader)
 	first.leave()
 
 	second := session(t, path)
@@ -481,7 +500,7 @@ func TestRemoveTakesWhatIsThereAndNoMore(t *testing.T) {
 	}
 	foreignMap(t, pinOf(path, kernelProgFlatIngress))
 	foreignMap(t, pinOf(path, "links/7-ingress"))
-	for _, dir := range []string{"v0", "v23/links", "vienna"} {
+	for _, dir := range []string{"v0", "v23/links", "v3-flat510/links", "v4-later", "vienna", "v3-"} {
 		if err := os.MkdirAll(filepath.Join(path, dir), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -502,7 +521,7 @@ func TestRemoveTakesWhatIsThereAndNoMore(t *testing.T) {
 			left = append(left, e.Name())
 		}
 	}
-	if want := []string{"somebody", "vienna"}; !slices.Equal(left, want) {
+	if want := []string{"somebody", "v3-", "vienna"}; !slices.Equal(left, want) {
 		t.Errorf("Remove leaves %v, want %v", left, want)
 	}
 	if removed, err := Remove(path); err != nil || len(removed) != 0 {

@@ -6,7 +6,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -45,48 +44,65 @@ func TestDatagramBesideTheAnswer(t *testing.T) {
 	k.balanced()
 }
 
-// An answer that is seen at the moment in which the sweep claims its request
-// belongs to one of the two.
-func TestOneAloneOwnsAnExchange(t *testing.T) {
-	testbed.Root(t)
+// An answer that is seen at the moment in which the daemon has the request time out
+// belongs to one of the two. After the timeout it is a late one.
+func TestOneAloneEndsAnExchange(t *testing.T) {
 	if runtime.NumCPU() < 2 {
 		t.Skip("one CPU does one thing at a time")
 	}
-	for _, class := range exchangeClasses {
-		t.Run(class.name, func(t *testing.T) {
-			const exchanges = 2000
-			k := openKernel(t)
-			reported, claimed := 0, 0
-			for i := range exchanges {
-				f := flow4
-				f.from = netip.AddrPortFrom(f.from.Addr(), uint16(20000+i))
-				k.out(class.request(t, f))
-				c := k.openRequest()
-				var granted bool
-				together(
-					func() { k.in(class.answer(t, f)) },
-					func() {
-						var err error
-						if granted, err = k.granted(c); err != nil {
-							t.Error(err)
-						}
-					},
-				)
-				got := len(k.records())
-				if granted {
-					claimed++
-					k.ledger.intend(*c)
-					k.ledger.enter()
+	eachObject(t, func(t *testing.T, o object) {
+		for _, class := range exchangeClasses {
+			t.Run(class.name, func(t *testing.T) { race(t, openKernel(t, o), class) })
+		}
+	})
+}
+
+func race(t *testing.T, k *kernel, class exchangeClass) {
+	const exchanges = 2000
+	var won [2]int // by the answer, by the timeout
+	for i := range exchanges {
+		f := flow4
+		f.from = netip.AddrPortFrom(f.from.Addr(), uint16(20000+i))
+		k.out(class.request(t, f))
+		r := k.openRequests()[0]
+		together(
+			func() { k.in(class.answer(t, f)) },
+			func() {
+				if err := k.timeOut(r.overdue(limit)); err != nil {
+					t.Error(err)
 				}
-				if reported += got; (got == 1) == granted {
-					t.Fatalf("exchange %d: %d records, claim granted: %v", i, got, granted)
-				}
-				k.clear()
+			},
+		)
+		first, late := 0, 0
+		for _, r := range k.records() {
+			switch {
+			case r.Flags&recordLate != 0:
+				late++
+			case r.Result == timedOut:
+				first++
+				won[1]++
+			default:
+				first++
+				won[0]++
 			}
-			k.balanced()
-			t.Logf("%d reported, %d claimed", reported, claimed)
-		})
+		}
+		if first != 1 || late > 1 {
+			t.Fatalf("exchange %d: %d records, and %d of a late answer", i, first, late)
+		}
+		if n := len(k.openRequests()); n != 0 {
+			t.Fatalf("exchange %d: %d are open", i, n)
+		}
 	}
+	c, err := k.Counters()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := c.Map(); c[Requests] != exchanges || c[Finished] != uint64(won[0]) || c[TimedOut] != uint64(won[1]) ||
+		m["late"]+m["ended"] != uint64(won[1]) || m["unmatched"] != 0 {
+		t.Errorf("the answer was first %d times, the timeout %d times: %v", won[0], won[1], m)
+	}
+	k.balanced()
+	t.Logf("%d answered, %d timed out", won[0], won[1])
 }
 
 // A request that two CPUs see at one moment, as of a flow whose first datagrams two
@@ -100,7 +116,6 @@ func TestARequestSeenTwiceAtOnceIsOne(t *testing.T) {
 		t.Run(class.name, func(t *testing.T) {
 			const exchanges = 3000
 			k := openKernel(t)
-			k.sweep(0, time.Hour)
 			options := [2]ebpf.RunOptions{}
 			see := func(i int) {
 				if _, err := k.programs.FlatEgress.Run(&options[i]); err != nil {
@@ -108,6 +123,9 @@ func TestARequestSeenTwiceAtOnceIsOne(t *testing.T) {
 				}
 			}
 			for i := range exchanges {
+				if i%500 == 0 { // more flows at once might not all find a place
+					k.flows(func(words []uint64) { clear(words) })
+				}
 				f := flow4
 				f.from = netip.AddrPortFrom(f.from.Addr(), uint16(20000+i))
 				options[0].Data = class.request(t, f)

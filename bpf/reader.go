@@ -138,28 +138,28 @@ func (r *Reader) Wake() {
 
 // Commit lets the kernel reuse all records that Next has returned. What is not
 // committed is read again after a restart.
-func (r *Reader) Commit() { r.commitTo(r.end(0)) }
+func (r *Reader) Commit() { r.commitTo(uint64(r.next)) }
 
-// CommitBefore commits all records before the one at position.
-func (r *Reader) CommitBefore(position uint64) { r.commitTo(r.end(position)) }
-
-// end is where the records before the one at position end, or all that have
-// been read if position is 0; never before what has been committed.
-func (r *Reader) end(position uint64) uint64 {
-	end := r.next
-	if position != 0 {
-		end = uintptr(position) - recordHeader
+// commitTo lets the kernel reuse what is before a position.
+func (r *Reader) commitTo(end uint64) {
+	if int64(end-r.committed()) > 0 {
+		atomic.StoreUintptr(r.consumer, uintptr(end))
 	}
-	if committed := atomic.LoadUintptr(r.consumer); int64(end-committed) < 0 {
-		return uint64(committed)
-	}
-	return uint64(end)
 }
 
-func (r *Reader) commitTo(end uint64) { atomic.StoreUintptr(r.consumer, uintptr(end)) }
+// continueAt has reading go on at a position that is further than what was committed.
+func (r *Reader) continueAt(position uint64) {
+	if position <= uint64(atomic.LoadUintptr(r.producer)) {
+		r.commitTo(position)
+		r.next = atomic.LoadUintptr(r.consumer)
+	}
+}
 
 // committed is the consumer position.
 func (r *Reader) committed() uint64 { return uint64(atomic.LoadUintptr(r.consumer)) }
+
+// Position is where in the ring those records end that have been read.
+func (r *Reader) Position() uint64 { return uint64(r.next) }
 
 // Outstanding is how many bytes have been read and not committed.
 func (r *Reader) Outstanding() int { return int(r.next - atomic.LoadUintptr(r.consumer)) }

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 )
 
@@ -24,17 +23,19 @@ func Remove(pinPath string) (removed []string, err error) {
 		return nil, lockErr
 	}
 
-	layouts := []int{ABI}
-	if lockErr == nil {
-		others, err := otherVersions(pinPath)
-		if err != nil {
-			return nil, err
+	layouts, err := layoutsIn(pinPath)
+	if err != nil && lockErr == nil {
+		return nil, err
+	}
+	// Filters live without pins, also those of the layouts of this version.
+	for _, l := range []layout{{2, ""}, {ABI, objectFlat.name}, {ABI, objectFlat510.name}} {
+		if !slices.Contains(layouts, l) {
+			layouts = append(layouts, l)
 		}
-		layouts = append(layouts, others...)
 	}
 	var errs []error
-	for _, abi := range layouts {
-		detached, err := removeFilters(clsactOf(pinPath, abi))
+	for _, l := range layouts {
+		detached, err := removeFilters(clsact{l.handle(pinPath)})
 		removed = append(removed, detached...)
 		errs = append(errs, err)
 	}
@@ -59,23 +60,25 @@ func removeFilters(filters clsact) (removed []string, err error) {
 	return removed, errors.Join(errs...)
 }
 
-var versionDir = regexp.MustCompile(`^v[0-9]+$`)
-
-// removePins removes the directories v1, v2 and so on below pinPath. That
-// itself stays: tmpfiles.d made it for the next start, and others may have pins
-// in it.
+// removePins removes the directories of all layouts below pinPath, and what they have in
+// common. That itself stays: tmpfiles.d made it for the next start, and others may have
+// pins in it.
 func removePins(pinPath string) (removed []string, err error) {
-	entries, err := os.ReadDir(pinPath)
+	layouts, err := layoutsIn(pinPath)
 	if err != nil {
-		return nil, fmt.Errorf("list the pin path: %w", err)
+		return nil, err
 	}
 	var errs []error
-	for _, entry := range entries {
-		if entry.IsDir() && versionDir.MatchString(entry.Name()) {
-			pins, err := removeDir(filepath.Join(pinPath, entry.Name()))
-			removed = append(removed, pins...)
-			errs = append(errs, err)
-		}
+	for _, l := range layouts {
+		pins, err := removeDir(l.dir(pinPath))
+		removed = append(removed, pins...)
+		errs = append(errs, err)
+	}
+	sequence := filepath.Join(pinPath, kernelMapFlatSequence)
+	if err := os.Remove(sequence); err == nil {
+		removed = append(removed, sequence)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, fmt.Errorf("unpin: %w", err))
 	}
 	return removed, errors.Join(errs...)
 }

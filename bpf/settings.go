@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -24,6 +25,7 @@ type Settings struct {
 	SkipSides   []uint8 // enum flat_side
 	SkipResults []Result
 	UDPIdle     time.Duration
+	Timeout     time.Duration // as for Sweep
 	MinDuration time.Duration
 	Sample      uint32 // report one success in this many
 	MatchHost   bool   // answers may arrive on another interface
@@ -39,18 +41,20 @@ type Nets struct{ Include, Exclude []netip.Prefix }
 
 func (n Nets) all() int { return len(n.Include) + len(n.Exclude) }
 
-// Result is how an exchange ended: enum flat_result, or 16 + response code for
-// a DNS answer.
+// Result is how an exchange ended: enum flat_result, or DNS_RESULT_BIT + response code
+// for a DNS answer.
 type Result uint8
 
+// RCodeLast is the response code that stands for itself and all beyond it (settings.h).
+const RCodeLast = 47
+
 // DNSResult is the Result of a DNS answer with this response code.
-func DNSResult(rcode uint8) Result { return Result(16 + rcode&0xf) }
+func DNSResult(rcode uint16) Result { return Result(16 + min(rcode, RCodeLast)) }
 
 // PortRange has both its ends included.
 type PortRange struct{ First, Last uint16 }
 
 const (
-	matchHost    = 1 << 0 // SETTING_MATCH_HOST
 	remoteNets   = 1 << 1 // SETTING_REMOTE_NETS
 	localNets    = 1 << 2 // SETTING_LOCAL_NETS
 	remoteListed = 1 << 3 // SETTING_REMOTE_LISTED
@@ -71,7 +75,6 @@ func (s *State) Apply(settings Settings) error {
 	if err != nil {
 		return err
 	}
-	options.LeaseUntilNs = s.options.LeaseUntilNs
 	options.Generation = s.options.Generation + 1
 	if err := s.clearNets(func(generation uint32) bool { return generation != s.options.Generation }); err != nil {
 		return err
@@ -82,19 +85,16 @@ func (s *State) Apply(settings Settings) error {
 	if err := s.setOptions(options); err != nil {
 		return err
 	}
+	s.shared.setFlows(settings.UDPIdle, settings.MatchHost)
 	return s.clearNets(func(generation uint32) bool { return generation != options.Generation })
 }
 
 // RenewLease lets the programs work until the given time of CLOCK_BOOTTIME,
 // in nanoseconds; 0 means for ever.
-func (s *State) RenewLease(until uint64) error {
-	options := s.options
-	options.LeaseUntilNs = until
-	return s.setOptions(options)
-}
+func (s *State) RenewLease(until uint64) { atomic.StoreUint64(&s.shared.LeaseUntilNs, until) }
 
 // Lease is until when the programs work, as RenewLease has it.
-func (s *State) Lease() uint64 { return s.options.LeaseUntilNs }
+func (s *State) Lease() uint64 { return atomic.LoadUint64(&s.shared.LeaseUntilNs) }
 
 func (s *State) setOptions(o kernelFlatOptions) error {
 	if err := s.maps.FlatSettings.Update(uint32(0), o, ebpf.UpdateAny); err != nil {
@@ -113,7 +113,7 @@ func (s *State) loadOptions() error {
 
 func (settings Settings) options() (kernelFlatOptions, error) {
 	o := kernelFlatOptions{
-		UdpIdleNs:     uint64(settings.UDPIdle),
+		TimeoutNs:     uint64(settings.Timeout),
 		MinDurationNs: uint64(settings.MinDuration),
 		Sample:        settings.Sample,
 	}
@@ -125,9 +125,6 @@ func (settings Settings) options() (kernelFlatOptions, error) {
 	}
 	if n := settings.Remote.all() + settings.Local.all(); n > MaxNets {
 		return o, fmt.Errorf("%d prefixes to include and exclude: at most %d", n, MaxNets)
-	}
-	if settings.MatchHost {
-		o.Flags |= matchHost
 	}
 	o.Flags |= settings.Remote.flags(remoteNets, remoteListed) | settings.Local.flags(localNets, localListed)
 	for _, k := range settings.SkipKinds {

@@ -14,11 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ABI is the version of the pinned state: of the maps' keys and values, and of
-// the records in the ring. Another layout gets another number and thereby
-// another directory. TestLayoutHasItsNumber knows what has which.
-const ABI = 2
-
 // Errors a caller acts on.
 var (
 	// ErrLocked: another daemon uses the pin directory.
@@ -44,87 +39,126 @@ const (
 
 // State is flatd's state in the kernel, which outlives the process:
 //
-//	<pin path>/                  locked by the daemon that uses it
-//	    v2/flat_ours …           maps
-//	    v2/flat_ingress …        programs
-//	    v2/links/4-ingress       tcx link of the interface with index 4
+//	<pin path>/                       locked by the daemon that uses it
+//	    flat_sequence                 the number of the latest record, of all layouts
+//	    v3-flat/flat_ours …           maps
+//	    v3-flat/flat_ingress …        programs
+//	    v3-flat/links/4-ingress       tcx link of the interface with index 4
 //
-// Its methods are for one goroutine, except Counters, Histograms, UntoldLoss
+// Its methods are for one goroutine, except Counters, Histograms
 // and Attachments, which any may call.
 type State struct {
 	Start Start
+	// Object is which of the two objects the kernel got: "flat", or "flat510" on Linux
+	// before 5.12. Refused says why the verifier of a newer kernel did not take "flat".
+	Object  string
+	Refused string
 
+	layout   layout
 	root     string // the pin path
-	dir      string // root/v<ABI>
+	dir      string // of the layout
 	lock     *os.File
 	spec     func() (*ebpf.CollectionSpec, error)
 	programs kernelPrograms // those of L3 are nil until they are needed
 	maps     kernelMaps
-	ledger   *ledger
-	gates    *gates
-	seats    *seats
+	marks    *marks
+	shared   *shared
+	requests openTable
+	blind    blindness
 	options  kernelFlatOptions
 	attacher attacher
-}
-
-// layoutDir is where the state of a layout is.
-func layoutDir(pinPath string, abi int) string {
-	return filepath.Join(pinPath, fmt.Sprintf("v%d", abi))
 }
 
 // Open takes hold of the state below pinPath, creating what is missing. It
 // attaches nothing and changes no settings. The caller must Close it.
 func Open(pinPath string, mode Mode) (*State, error) {
-	return open(pinPath, mode, loadSpec)
-}
-
-func open(pinPath string, mode Mode, specOf func() (*ebpf.CollectionSpec, error)) (s *State, err error) {
-	spec, err := specOf()
+	objects, err := objectsOfKernel()
 	if err != nil {
 		return nil, err
 	}
+	return open(pinPath, mode, objects...)
+}
+
+// open tries one object after the other: the next if the verifier refuses one.
+func open(pinPath string, mode Mode, objects ...object) (*State, error) {
 	// Linux before 5.11 charges maps to this limit. Without CAP_SYS_RESOURCE
 	// it stays as it is, which may well be enough.
 	_ = rlimit.RemoveMemlock()
 
-	s = &State{spec: specOf, root: pinPath, dir: layoutDir(pinPath, ABI)}
-	defer func() {
-		if err != nil {
-			s.Close()
-			s = nil
+	lock, err := lockRoot(pinPath)
+	if err != nil {
+		return nil, err
+	}
+	var refused string
+	for i, o := range objects {
+		s := &State{Object: o.name, Refused: refused, layout: layout{ABI, o.name}, root: pinPath, lock: lock, spec: o.spec}
+		s.dir = s.layout.dir(pinPath)
+		err := s.openLayout(mode)
+		if err == nil {
+			return s, nil
 		}
-	}()
-	if s.lock, err = lockRoot(pinPath); err != nil {
-		return s, err
+		var verifier *ebpf.VerifierError
+		if !errors.As(err, &verifier) || i == len(objects)-1 {
+			return nil, errors.Join(err, s.Close())
+		}
+		refused = verifier.Error()
+		if _, err := removeDir(s.dir); err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
+		s.lock = nil // for the next
+		_ = s.Close()
+	}
+	return nil, errors.New("no object to load")
+}
+
+// openLayout opens what is pinned of this layout, or makes it.
+func (s *State) openLayout(mode Mode) error {
+	spec, err := s.spec()
+	if err != nil {
+		return err
 	}
 	links := filepath.Join(s.dir, "links")
-	if err = os.MkdirAll(links, 0o700); err != nil {
-		return s, fmt.Errorf("create the pin directory: %w", err)
+	if err := os.MkdirAll(links, 0o700); err != nil {
+		return fmt.Errorf("create the pin directory: %w", err)
 	}
-	if err = checkOwner(pinPath, s.dir, links); err != nil {
-		return s, err
+	if err := checkOwner(s.root, s.dir, links); err != nil {
+		return err
 	}
 	if s.Start, err = s.start(spec); err != nil {
-		return s, err
+		return err
 	}
-	if s.ledger, err = openLedger(s.dir); err != nil {
-		return s, err
+	if s.marks, err = openMarks(s.dir); err != nil {
+		return err
 	}
-	if s.seats, err = openSeats(s.maps.FlatSeats); err != nil {
-		return s, err
+	if s.shared, err = openShared(s.dir); err != nil {
+		return err
 	}
-	s.seats.repair()
-	if s.gates, err = openGates(s.dir, spec); err != nil {
-		return s, err
+	s.shared.setSeed()
+	s.shared.setAttaching(0) // a killed daemon may have been at it
+	if s.requests, err = openTableOf(&s.maps, s.shared); err != nil {
+		return err
 	}
-	if err = s.resolveClaim(); err != nil {
-		return s, err
+	if err := s.loadOptions(); err != nil {
+		return err
 	}
-	if err = s.loadOptions(); err != nil {
-		return s, err
+	s.blindWhileAsleep()
+	s.attacher = attacher{
+		mode: mode, links: links, clsact: clsact{s.layout.handle(s.root)},
+		programs: &s.programs, shared: s.shared, blind: &s.blind,
 	}
-	s.attacher = attacher{mode: mode, links: links, clsact: clsactOf(pinPath, ABI), programs: &s.programs}
-	return s, nil
+	return nil
+}
+
+// blindWhileAsleep notes since when the programs have been asleep, if they are.
+func (s *State) blindWhileAsleep() {
+	if now, until := BootTime(), s.Lease(); until != 0 && until < now {
+		s.blind.add(until, now)
+	}
+}
+
+func openTableOf(maps *kernelMaps, words *shared) (openTable, error) {
+	slots, err := openSlots(maps.FlatSlots)
+	return openTable{shared: words, slots: slots, ours: maps.FlatOurs, theirs: maps.FlatTheirs}, err
 }
 
 // start chooses between the three.
@@ -157,7 +191,7 @@ func (s *State) adopt(spec *ebpf.CollectionSpec, pinned map[string]*ebpf.Program
 	if err := s.openMaps(spec); err != nil {
 		return false
 	}
-	if !usePinned(spec, pinned, s.dir) {
+	if !s.usePinned(spec, pinned) {
 		s.maps.Close()
 		s.maps = kernelMaps{}
 		return false
@@ -184,13 +218,13 @@ func isLoaded(spec *ebpf.ProgramSpec, p *ebpf.Program) bool {
 
 // usePinned tells programs that work on the pinned maps from those whose maps
 // were unpinned, and made anew, by a start that was cut short.
-func usePinned(spec *ebpf.CollectionSpec, programs map[string]*ebpf.Program, dir string) bool {
+func (s *State) usePinned(spec *ebpf.CollectionSpec, programs map[string]*ebpf.Program) bool {
 	pinned := make(map[string]ebpf.MapID)
 	for name, m := range spec.Maps {
 		if m.Pinning != ebpf.PinByName {
 			continue
 		}
-		id, err := pinnedID(filepath.Join(dir, m.Name))
+		id, err := pinnedID(s.pinOf(m.Name))
 		if err != nil {
 			return false
 		}
@@ -260,7 +294,7 @@ func (s *State) pinned(spec *ebpf.CollectionSpec) (map[string]*ebpf.Program, err
 	if len(programs) > 0 {
 		return programs, nil
 	}
-	if _, err := os.Stat(filepath.Join(s.dir, kernelMapFlatSequence)); err == nil {
+	if _, err := os.Stat(filepath.Join(s.dir, kernelMapFlatSettings)); err == nil {
 		return programs, nil // half made, or half removed
 	}
 	return nil, nil
@@ -273,7 +307,7 @@ func (s *State) openMaps(spec *ebpf.CollectionSpec) (err error) {
 			return nil
 		}
 		var m *ebpf.Map
-		if m, err = ebpf.LoadPinnedMap(filepath.Join(s.dir, name), nil); err == nil {
+		if m, err = ebpf.LoadPinnedMap(s.pinOf(name), nil); err == nil {
 			err = spec.Maps[name].Compatible(m)
 		}
 		return m
@@ -285,23 +319,62 @@ func (s *State) openMaps(spec *ebpf.CollectionSpec) (err error) {
 	return err
 }
 
+// pinOf is where a map is pinned.
+func (s *State) pinOf(name string) string {
+	if name == kernelMapFlatSequence {
+		return s.sequencePath()
+	}
+	return filepath.Join(s.dir, name)
+}
+
 func otherLayout(dir string, err error) error {
 	return fmt.Errorf("%s holds maps of another layout: %w; remove them with `flatctl detach`", dir, err)
+}
+
+// sequencePath is where the map with the number of the latest record is pinned.
+func (s *State) sequencePath() string { return filepath.Join(s.root, kernelMapFlatSequence) }
+
+// pinnedSequence opens the map with the number of the latest record, and makes it if
+// there is none. That of layout 2, which kept it in its own directory, is taken over:
+// programs of both count in the same map. The caller closes it.
+func (s *State) pinnedSequence(spec *ebpf.MapSpec) (*ebpf.Map, error) {
+	m, err := ebpf.LoadPinnedMap(s.sequencePath(), nil)
+	if err == nil {
+		return m, s.startSequence(m)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return nil, explain(fmt.Errorf("open the pinned sequence: %w", err))
+	}
+	if m, err = sequenceOfLayout2(s.root); err != nil {
+		return nil, err
+	}
+	if m == nil {
+		spec = spec.Copy()
+		spec.Pinning = ebpf.PinNone
+		if m, err = ebpf.NewMap(spec); err != nil {
+			return nil, explain(fmt.Errorf("make the sequence: %w", err))
+		}
+	}
+	if err := errors.Join(s.startSequence(m), m.Pin(s.sequencePath())); err != nil {
+		m.Close()
+		return nil, fmt.Errorf("pin the sequence: %w", err)
+	}
+	return m, nil
 }
 
 // startSequence gives a new sequence its first number: the microseconds since
 // boot, which is further than any earlier one that was removed can have come.
 // So no two events of a boot have the same.
-func (s *State) startSequence() error {
+func (s *State) startSequence(m *ebpf.Map) error {
 	var numbering kernelFlatNumbering
-	if err := s.maps.FlatSequence.Lookup(uint32(0), &numbering); err != nil {
+	if err := m.Lookup(uint32(0), &numbering); err != nil {
 		return fmt.Errorf("look at the sequence: %w", err)
 	}
 	if numbering.Last != 0 {
 		return nil
 	}
 	numbering.Last = BootTime() / 1000
-	if err := s.maps.FlatSequence.Update(uint32(0), numbering, ebpf.UpdateAny); err != nil {
+	if err := m.Update(uint32(0), numbering, ebpf.UpdateAny); err != nil {
 		return fmt.Errorf("start the sequence: %w", err)
 	}
 	return nil
@@ -327,13 +400,19 @@ func (s *State) unpinProgram(name string) error {
 	return nil
 }
 
-// Reader opens the ring of finished exchanges. The caller closes it.
-func (s *State) Reader() (*Reader, error) { return newReader(s.maps.FlatEvents) }
+// Reader opens the ring of finished exchanges, where the marks say. The caller closes it.
+func (s *State) Reader() (*Reader, error) {
+	r, err := newReader(s.maps.FlatEvents)
+	if err == nil {
+		s.marks.resume(r)
+	}
+	return r, err
+}
 
 // Close lets go of the state. Whatever is pinned and attached goes on
 // measuring.
 func (s *State) Close() error {
-	err := errors.Join(s.programs.Close(), s.maps.Close(), s.ledger.close(), s.gates.close(), s.seats.close())
+	err := errors.Join(s.programs.Close(), s.maps.Close(), s.marks.close(), s.shared.close(), s.requests.slots.close())
 	if s.lock != nil {
 		err = errors.Join(err, s.lock.Close())
 	}

@@ -4,11 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 )
 
 // The sides, as in enum flat_side of record.h.
@@ -18,25 +18,32 @@ const (
 )
 
 const (
-	stateOpen     = 0 // STATE_OPEN
-	stateReported = 1 // STATE_REPORTED
-	stateHalfOpen = 2 // STATE_HALF_OPEN
+	kindTCP  = 1 // KIND_TCP
+	kindDNS  = 2 // KIND_DNS
+	kindUDP  = 3 // KIND_UDP
+	kindICMP = 4 // KIND_ICMP
 
-	kindTCP = 1 // KIND_TCP
-	kindDNS = 2 // KIND_DNS
+	tagShift   = 24 // TAG_SHIFT
+	kindShift  = 56 // KIND_SHIFT
+	dnsIDShift = 40 // DNS_ID_SHIFT
 
-	// Linux sends a SYN for the last time 64 s after the one before
-	// (tcp_syn_retries = 6); until then it belongs to the same attempt.
-	synMemory = 70 * time.Second
+	// enum flat_unreported of timeout.h
+	unreportedNot        = 0
+	unreportedNotLooking = 1
+	unreportedLeft       = 2
 
 	sweepBatch = 512
+
+	// leftAfter is how long after its last packet a request that was claimed, and never
+	// taken out, is removed.
+	leftAfter = time.Minute
 )
 
-// batch is what is read of a table at once. There is a sweep each second, which
+// batch is what is read of a map at once. There is a sweep each second, which
 // would else make more garbage than all that flatd does while little happens.
 type batch struct {
-	keys   [sweepBatch]kernelFlatKey
-	values [sweepBatch]kernelFlatPending
+	hashes [sweepBatch]uint64
+	values [sweepBatch]kernelFlatOpen
 }
 
 var batches = sync.Pool{New: func() any { return new(batch) }}
@@ -44,145 +51,146 @@ var batches = sync.Pool{New: func() any { return new(batch) }}
 // Swept is what one sweep saw.
 type Swept struct {
 	OpenOurs, OpenTheirs int // requests still waiting for their answer
-	TimedOut             int
-	HalfOpen             int // TCP attempts from outside that were not completed
+	Overdue              int // of these, those that have waited longer than the limit
+	// Full: the ring had too little room for further timeouts. Once the reader has
+	// made some, another sweep continues.
+	Full bool
 }
 
-// Sweep goes through the open requests and calls timedOut for each that has
-// waited longer than limit, with its struct flat_key, its flat_pending and, of
-// a DNS request, the question section as on the wire; all valid during the
-// call, in which LastTimeout is its number. TCP attempts from outside are
-// counted alone. An exchange is reported by this or by the programs, never by
-// both: the kernel half says whose it is (own in pending.h). The entry stays, by
-// which later packets of that request are recognised.
-func (s *State) Sweep(now uint64, limit time.Duration, timedOut func(side uint8, key, pending, question []byte)) (Swept, error) {
+// errRingFull ends a sweep.
+var errRingFull = errors.New("too little room in the ring")
+
+// Sweep goes through the open requests and has the kernel half report each that has
+// waited longer than limit, as a record in the ring. now is the time of CLOCK_BOOTTIME.
+// User space only reads the table: what it finds may be over a moment later, and the
+// kernel half decides.
+func (s *State) Sweep(now uint64, limit time.Duration) (Swept, error) {
 	var swept Swept
-	idle := time.Duration(s.options.UdpIdleNs)
-	if idle == 0 {
-		idle = 30 * time.Second // UDP_IDLE_DEFAULT_NS
-	}
-	behind := [gatesCount]int{} // how much is, of each gate
-	s.gates.tellSuspended()
-	quiet := s.gates.quiet()
-	err := s.eachRequest(func(at place, key *kernelFlatKey, p *kernelFlatPending) error {
-		if key.Kind == kindTCP {
-			behind[gateOfSYNs(at.side)]++
+	handshakes := s.shared.quietHandshakes()
+	s.blind.suspended(now, s.shared.setSuspended())
+	err := s.requests.each(func(side uint8, hash uint64, r *kernelFlatRequest) error {
+		overdue := s.blind.judge(now, limit, side, hash, r)
+		if overdue == nil {
+			count(&swept, side)
+			return nil
 		}
-		quiet := since(now, p.LastNs)
-		switch {
-		case isOpen(p) && p.Seal == 0 && quiet > max(idle, limit):
-			return s.forget(at, key, p) // its owner has reported it, and was kept from that
-		case isOpen(p) && since(now, p.FirstNs) <= limit:
-			if at.side == SideClient {
-				swept.OpenOurs++
-			} else {
-				swept.OpenTheirs++
-			}
-		case isOpen(p):
-			c := claimed{side: uint64(at.side), limitNs: uint64(limit), key: *key, pending: *p}
-			ok, err := s.claim(&c)
-			switch {
-			case !ok:
-			case c.halfOpen():
-				swept.HalfOpen++
-			default:
-				swept.TimedOut++
-				timedOut(at.side, bytesOf(&c.key), bytesOf(&c.pending), c.question.bytes())
-			}
-			return err
-		case p.State == stateReported && key.Kind == kindTCP && quiet <= max(idle, synMemory):
-		case quiet > idle:
-			return s.forget(at, key, p)
+		if swept.Full {
+			swept.Overdue++
+			count(&swept, side)
+			return nil
 		}
-		return nil
+		err := s.timeOut(overdue)
+		if errors.Is(err, errRingFull) {
+			swept.Full, err = true, nil
+			swept.Overdue++
+			count(&swept, side)
+		}
+		return err
 	})
-	if err != nil {
-		return swept, err
+	if err == nil && swept.OpenTheirs == 0 {
+		s.shared.shutHandshakes(handshakes)
 	}
-	behind[gateHandshakes] = swept.OpenTheirs
-	for gate := range behind {
-		if behind[gate] == 0 {
-			s.gates.shut(gate, quiet[gate])
-		}
-	}
-	return swept, nil
+	return swept, err
 }
 
-func (s *State) table(side uint8) *ebpf.Map {
+func count(swept *Swept, side uint8) {
 	if side == SideClient {
-		return s.maps.FlatOurs
+		swept.OpenOurs++
+	} else {
+		swept.OpenTheirs++
 	}
-	return s.maps.FlatTheirs
 }
 
-// bytes is the question section.
-func (q *kernelFlatQuestion) bytes() []byte {
-	if q.Length == 0 {
+// judge returns what the kernel half is to end, or nil for a request that may wait on.
+func (b *blindness) judge(now uint64, limit time.Duration, side uint8, hash uint64, r *kernelFlatRequest) *kernelFlatOverdue {
+	o := &kernelFlatOverdue{Hash: hash, FirstNs: r.FirstNs, LimitNs: uint64(limit), Side: uint32(side)}
+	switch {
+	case r.Version == 0:
+		if since(now, r.LastNs) <= limit+leftAfter {
+			return nil
+		}
+		o.Unreported = unreportedLeft
+	case since(now, r.FirstNs) <= limit:
 		return nil
+	case b.during(int(r.Ifindex), r.FirstNs, r.FirstNs+uint64(limit)):
+		o.Unreported = unreportedNotLooking
 	}
-	return q.Question[:min(int(q.Length), len(q.Question))]
+	return o
 }
 
-func isOpen(p *kernelFlatPending) bool { return p.State == stateOpen || p.State == stateHalfOpen }
+// etherHeader is what a program that is run without a packet has in front.
+const etherHeader = 14
+
+// timeOut runs flat_timeout for a request. Nothing depends on what the run returns.
+func (s *State) timeOut(o *kernelFlatOverdue) error {
+	return runTimeout(s.programs.FlatTimeout, s.shared, o)
+}
+
+func runTimeout(program *ebpf.Program, words *shared, o *kernelFlatOverdue) error {
+	before := words.refused()
+	frame := append(make([]byte, etherHeader), bytesOf(o)...)
+	if _, err := program.Run(&ebpf.RunOptions{Data: frame}); err != nil {
+		return fmt.Errorf("report a timeout: %w", err)
+	}
+	if words.refused() != before {
+		return errRingFull
+	}
+	return nil
+}
 
 // since is 0 for a time that another CPU took a little after now.
 func since(now, then uint64) time.Duration { return time.Duration(max(int64(now-then), 0)) }
 
-// place is where a request is: in its seat, or in the table of its side.
-type place struct {
-	side uint8
-	seat *seat // nil: in the table
+// openTable is the table of open requests, for reading: see table.h.
+type openTable struct {
+	shared       *shared
+	slots        slots
+	ours, theirs *ebpf.Map
 }
 
-// eachRequest visits every request that is known, until visit returns an error.
-// What it is given is a copy, of a request in a seat perhaps of two that followed
-// each other there; whoever changes something has to look again.
-func (s *State) eachRequest(visit func(at place, key *kernelFlatKey, p *kernelFlatPending) error) error {
-	b := batches.Get().(*batch)
-	defer batches.Put(b)
-	for i := range s.seats.all {
-		at := place{SideClient, &s.seats.all[i]}
-		if i >= len(s.seats.all)/2 {
-			at.side = SideServer
-		}
-		if !at.seat.read(&b.keys[0], &b.values[0]) {
+// each visits every open request, until visit returns an error. What it is given is a
+// copy, of a request in a slot perhaps of two that followed each other there: the kernel
+// half looks again before it does anything.
+func (t *openTable) each(visit func(side uint8, hash uint64, r *kernelFlatRequest) error) error {
+	for i := range t.slots.all {
+		slot := &t.slots.all[i]
+		word := atomic.LoadUint64(&slot.Word)
+		if word>>tagShift == 0 {
 			continue
 		}
-		if err := visit(at, &b.keys[0], &b.values[0]); err != nil {
+		request := slot.Request
+		hash := keyHash(t.shared.Seed, &request.Key)
+		// One that is just being written is not all there yet.
+		if request.Key.Id == 0 || hash>>tagShift != word>>tagShift {
+			continue
+		}
+		side := uint8(SideClient)
+		if i >= len(t.slots.all)/2 {
+			side = SideServer
+		}
+		if err := visit(side, hash, &request); err != nil {
 			return err
 		}
 	}
-	for _, side := range []uint8{SideClient, SideServer} {
-		err := eachPending(s.table(side), func(key *kernelFlatKey, p *kernelFlatPending) error {
-			return visit(place{side: side}, key, p)
-		})
-		if err != nil {
+	for side, m := range map[uint8]*ebpf.Map{SideClient: t.ours, SideServer: t.theirs} {
+		if err := eachOpen(m, func(hash uint64, r *kernelFlatRequest) error { return visit(side, hash, r) }); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// find reads what is known of a request; ErrKeyNotExist: nothing.
-func (s *State) find(side uint8, key *kernelFlatKey, p *kernelFlatPending) error {
-	var seated kernelFlatKey
-	if s.seats.of(side, key).read(&seated, p) && seated == *key {
-		return nil
-	}
-	return s.table(side).Lookup(key, p)
-}
-
-func eachPending(table *ebpf.Map, visit func(*kernelFlatKey, *kernelFlatPending) error) error {
+func eachOpen(table *ebpf.Map, visit func(uint64, *kernelFlatRequest) error) error {
 	var cursor ebpf.MapBatchCursor
 	b := batches.Get().(*batch)
 	defer batches.Put(b)
 	for {
-		n, err := table.BatchLookup(&cursor, b.keys[:], b.values[:], nil)
+		n, err := table.BatchLookup(&cursor, b.hashes[:], b.values[:], nil)
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("list open requests: %w", err)
 		}
 		for i := range n {
-			if visitErr := visit(&b.keys[i], &b.values[i]); visitErr != nil {
+			if visitErr := visit(b.hashes[i], &b.values[i].Request); visitErr != nil {
 				return visitErr
 			}
 		}
@@ -192,105 +200,27 @@ func eachPending(table *ebpf.Map, visit func(*kernelFlatKey, *kernelFlatPending)
 	}
 }
 
-// claim turns an open entry into one that has timed out, unless it has been
-// answered, repeated under a new ISN or claimed meanwhile. It completes c.
-func (s *State) claim(c *claimed) (bool, error) {
-	var current kernelFlatPending
-	err := s.find(uint8(c.side), &c.key, &current)
-	if err != nil || current.FirstNs != c.pending.FirstNs || !isOpen(&current) {
-		return false, unlessGone("look at an open request", err)
-	}
-	c.pending = current
-	if c.key.Kind == kindDNS && s.maps.FlatQuestions.Lookup(&c.key, &c.question) != nil {
-		c.question = kernelFlatQuestion{} // forgotten, which costs the name alone
-	}
-	s.ledger.intend(*c)
-	granted, err := s.granted(c)
-	if !granted {
-		s.ledger.cancel()
-		return false, err
-	}
-	s.ledger.enter()
-	return true, nil
+// slots are those of table.h: of this host's requests and then of those to it.
+type slots struct {
+	memory []byte
+	all    []kernelFlatSlot
 }
 
-// etherHeader is what a program that is run without a packet has in front.
-const etherHeader = 14
-
-// granted asks the kernel half for a request, which it gives to one alone.
-func (s *State) granted(c *claimed) (bool, error) {
-	overdue := kernelFlatOverdue{Key: c.key, FirstNs: c.pending.FirstNs, Side: c.side}
-	frame := append(make([]byte, etherHeader), bytesOf(&overdue)...)
-	verdict, err := s.programs.FlatClaim.Run(&ebpf.RunOptions{Data: frame})
+func openSlots(m *ebpf.Map) (slots, error) {
+	memory, err := mapMemory(m)
 	if err != nil {
-		return false, fmt.Errorf("claim an open request: %w", err)
+		return slots{}, err
 	}
-	return verdict == 1, nil
+	return slots{memory, unsafe.Slice((*kernelFlatSlot)(unsafe.Pointer(&memory[0])), m.MaxEntries())}, nil
 }
 
-// enter puts what is known of a request into the table of its side. If the same
-// key, or the last room, has been taken meanwhile, that request stays.
-func (s *State) enter(side uint8, key *kernelFlatKey, p *kernelFlatPending) error {
-	if key.Kind == kindTCP {
-		s.gates.open(gateOfSYNs(side))
-	}
-	seat := s.seats.of(side, key)
-	seat.addOthers(1)
-	err := s.table(side).Update(key, p, ebpf.UpdateNoExist)
-	if err != nil {
-		seat.addOthers(-1)
-	}
-	if err != nil && !errors.Is(err, ebpf.ErrKeyExist) && !errors.Is(err, unix.E2BIG) {
-		return fmt.Errorf("enter a request into the table: %w", err)
-	}
-	return nil
-}
-
-// resolveClaim finishes the claim that a killed daemon began, unless it never
-// came to it. That the entry says so because of an ICMP error, seen between two
-// system calls of that daemon, one of which was its last, is not told apart; nor is
-// it known what became of a claim where another request has the key by now.
-func (s *State) resolveClaim() error {
-	c := s.ledger.inDoubt()
-	if c == nil {
+func (s *slots) close() error {
+	if s.memory == nil {
 		return nil
 	}
-	var current kernelFlatPending
-	err := s.find(uint8(c.side), &c.key, &current)
-	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("look at the last claim: %w", err)
-	}
-	if err == nil && current.FirstNs == c.pending.FirstNs && current.State == stateReported {
-		s.ledger.enter()
-	} else {
-		s.ledger.cancel()
-	}
-	return nil
-}
-
-// forget removes a request that is no longer needed, unless it has changed.
-func (s *State) forget(at place, key *kernelFlatKey, p *kernelFlatPending) error {
-	if at.seat != nil {
-		at.seat.leave(p)
-		return nil
-	}
-	table := s.table(at.side)
-	var current kernelFlatPending
-	err := table.Lookup(key, &current)
-	if err != nil || current != *p {
-		return unlessGone("look at an old request", err)
-	}
-	if err = table.Delete(key); err == nil {
-		s.seats.of(at.side, key).addOthers(-1)
-	}
-	return unlessGone("forget an old request", err)
-}
-
-func unlessGone(what string, err error) error {
-	if err == nil || errors.Is(err, ebpf.ErrKeyNotExist) {
-		return nil
-	}
-	return fmt.Errorf("%s: %w", what, err)
+	memory := s.memory
+	s.memory, s.all = nil, nil
+	return unmap(memory)
 }
 
 func bytesOf[T any](v *T) []byte {

@@ -2,7 +2,6 @@ package bpf
 
 import (
 	"net/netip"
-	"os"
 	"runtime"
 	"testing"
 	"time"
@@ -11,84 +10,292 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/gopacket/gopacket/layers"
 
-	"github.com/flatd/flatd/bpf/testbed"
+	"github.com/flatd/flatd/flows"
 )
 
 func ptr(b []byte) unsafe.Pointer { return unsafe.Pointer(&b[0]) }
 
-func (k *kernel) sweep(later, limit time.Duration) (Swept, []kernelFlatKey) {
+// sweep is as by a daemon, so much later than now.
+func (k *kernel) sweep(later, limit time.Duration) Swept {
 	k.t.Helper()
-	var keys []kernelFlatKey
-	swept, err := k.Sweep(BootTime()+uint64(later), limit, func(_ uint8, key, _, _ []byte) {
-		keys = append(keys, *(*kernelFlatKey)(ptr(key)))
-	})
+	swept, err := k.Sweep(BootTime()+uint64(later), limit)
 	if err != nil {
 		k.t.Fatal(err)
 	}
-	return swept, keys
+	return swept
 }
+
+const limit = 10 * time.Second
 
 func TestATimeoutIsReportedOnceForAnAttempt(t *testing.T) {
-	k := openKernel(t)
-	k.out(flow4.syn(t, 1))
-	k.in(flow6.echo(t, 1, 1, false))
-	if swept, _ := k.sweep(5*time.Second, 10*time.Second); swept != (Swept{OpenOurs: 1, OpenTheirs: 1}) {
-		t.Errorf("before the limit: %+v", swept)
-	}
-	swept, keys := k.sweep(11*time.Second, 10*time.Second)
-	if swept != (Swept{TimedOut: 2}) || len(keys) != 2 {
-		t.Fatalf("after the limit: %+v", swept)
-	}
-	k.out(flow4.syn(t, 1)) // a retransmit of the same attempt
-	k.in(flow4.back().synAck(t, 2))
-	if swept, _ := k.sweep(30*time.Second, 10*time.Second); swept != (Swept{}) {
-		t.Errorf("reported again: %+v", swept)
-	}
-	k.out(flow4.syn(t, 500)) // another attempt from the same port
-	if swept, _ := k.sweep(40*time.Second, 10*time.Second); swept.TimedOut != 1 {
-		t.Errorf("a new attempt: %+v", swept)
-	}
-	k.counted(counts{"requests": 3, "timed_out": 3, "repeats": 1, "late": 1})
-	if got := k.records(); got != nil {
-		t.Errorf("records for timeouts: %+v", got)
-	}
-	k.sweep(time.Hour, 10*time.Second)
-	k.sweep(time.Hour, 10*time.Second)
-	if n := k.pending(); n != 0 {
-		t.Errorf("%d entries are never forgotten", n)
-	}
-}
-
-// What a program has reported, and then could not take out of the table, is told
-// no second time, and gone in the end.
-func TestAnOwnedEntryIsSweptAway(t *testing.T) {
-	k := openKernel(t)
-	k.out(flow4.syn(t, 1))
-	err := k.eachRequest(func(at place, key *kernelFlatKey, p *kernelFlatPending) error {
-		if at.seat != nil {
-			(*kernelFlatPending)(unsafe.Pointer(&at.seat.Request)).Seal = 0
-			return nil
+	eachObject(t, func(t *testing.T, o object) {
+		k := openKernel(t, o)
+		k.out(flow4.syn(t, 1))
+		k.in(flow6.echo(t, 1, 1, false))
+		if swept := k.sweep(5*time.Second, limit); swept != (Swept{OpenOurs: 1, OpenTheirs: 1}) {
+			t.Errorf("before the limit: %+v", swept)
 		}
-		p.Seal = 0
-		return k.table(at.side).Update(key, p, ebpf.UpdateExist)
+		if swept := k.sweep(11*time.Second, limit); swept != (Swept{}) {
+			t.Fatalf("after the limit: %+v", swept)
+		}
+		got := k.records()
+		if len(got) != 2 {
+			t.Fatalf("%d records of two timeouts: %+v", len(got), got)
+		}
+		for _, r := range got {
+			if r.Result != timedOut || r.DurationNs != uint64(limit) || r.RttNs != 0 || r.RequestId != 0 {
+				t.Errorf("record %+v of a timeout", r)
+			}
+		}
+		if got[1].Sequence != got[0].Sequence+1 {
+			t.Errorf("sequences %d and %d", got[0].Sequence, got[1].Sequence)
+		}
+		k.out(flow4.syn(t, 1)) // a retransmit of the same attempt
+		k.in(flow4.back().synAck(t, 2))
+		if late := k.one(); late.Result != established || late.Flags&recordLate == 0 || late.Repeats != 1 {
+			t.Errorf("record %+v of a late answer", late)
+		}
+		if swept := k.sweep(30*time.Second, limit); swept != (Swept{}) {
+			t.Errorf("reported again: %+v", swept)
+		}
+		k.out(flow4.syn(t, 500)) // another attempt from the same port
+		k.sweep(40*time.Second, limit)
+		k.one()
+		k.counted(counts{"requests": 3, "timed_out": 3, "repeats": 1, "late": 1})
+		k.sweep(time.Hour, limit)
+		if n := len(k.openRequests()); n != 0 {
+			t.Errorf("%d entries are never forgotten", n)
+		}
+		k.balanced()
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if swept, _ := k.sweep(11*time.Second, 10*time.Second); swept != (Swept{}) {
-		t.Errorf("after the limit: %+v", swept)
-	}
-	if swept, _ := k.sweep(time.Hour, 10*time.Second); swept != (Swept{}) || k.pending() != 0 {
-		t.Errorf("in the end: %+v, %d entries", swept, k.pending())
+}
+
+// What a program has claimed, and then could not take out of the table, is reported
+// no second time, and gone in the end.
+func TestAClaimedEntryIsSweptAway(t *testing.T) {
+	eachObject(t, func(t *testing.T, o object) {
+		k := openKernel(t, o)
+		k.out(flow4.syn(t, 1))
+		k.claimOpen()
+		if swept := k.sweep(11*time.Second, limit); swept != (Swept{OpenOurs: 1}) {
+			t.Errorf("after the limit: %+v", swept)
+		}
+		k.sweep(time.Hour, limit)
+		if n := len(k.openRequests()); n != 0 {
+			t.Errorf("in the end: %d entries", n)
+		}
+		if got := k.records(); got != nil {
+			t.Errorf("records %+v", got)
+		}
+		k.leaksNothing()
+	})
+}
+
+// claimOpen is a program that ends in the midst of ending what is open.
+func (k *kernel) claimOpen() {
+	k.t.Helper()
+	for _, r := range k.openRequests() {
+		if slot := k.slotOf(r.side, r.hash); slot.holds(r) {
+			slot.Request.Version = 0
+			continue
+		}
+		r.Version = 0
+		table := k.requests.ours
+		if r.side == SideServer {
+			table = k.requests.theirs
+		}
+		if err := table.Update(r.hash, kernelFlatOpen{Request: r.kernelFlatRequest}, ebpf.UpdateExist); err != nil {
+			k.t.Fatal(err)
+		}
 	}
 }
 
-func (k *kernel) pending() (n int) {
-	count := func(place, *kernelFlatKey, *kernelFlatPending) error { n++; return nil }
-	if err := k.eachRequest(count); err != nil {
-		k.t.Fatal(err)
+// An answer that comes between the look and the run wins.
+func TestAnAnswerBeforeTheTimeoutWins(t *testing.T) {
+	eachObject(t, func(t *testing.T, o object) {
+		k := openKernel(t, o)
+		k.out(flow4.syn(t, 1))
+		r := k.openRequests()[0]
+		k.in(flow4.back().synAck(t, 2))
+		if err := k.timeOut(r.overdue(limit)); err != nil {
+			t.Error(err)
+		}
+		if got := k.one(); got.Result != established {
+			t.Errorf("record %+v", got)
+		}
+		// Nor is a newer request of the same key that one.
+		k.out(flow4.syn(t, 500))
+		if err := k.timeOut(r.overdue(limit)); err != nil {
+			t.Error(err)
+		}
+		if swept := k.sweep(0, limit); swept != (Swept{OpenOurs: 1}) {
+			t.Errorf("swept %+v, want one that is open", swept)
+		}
+		k.counted(counts{"requests": 2, "finished": 1})
+		k.balanced()
+	})
+}
+
+// Timeouts leave a quarter of the ring to answers, and come when there is room.
+func TestTimeoutsLeaveRoomInTheRing(t *testing.T) {
+	eachObject(t, func(t *testing.T, o object) {
+		k := openKernel(t, o)
+		const record = flows.RecordSize + recordHeader
+		requests := k.reader.Size()/record + 1000
+		for i := range requests {
+			k.out(numbered(flow4, i).syn(t, 1))
+		}
+		swept := k.sweep(11*time.Second, limit)
+		if want := requests - k.reader.Size()*3/4/record; !swept.Full || swept.Overdue < want-1 || swept.Overdue > want+1 || swept.OpenOurs != swept.Overdue {
+			t.Errorf("swept %+v, want about %d that are overdue", swept, want)
+		}
+		k.out(flow6.syn(t, 1)) // there is room for it
+		k.in(flow6.back().synAck(t, 2))
+		got := k.records()
+		if swept := k.sweep(11*time.Second, limit); swept != (Swept{}) {
+			t.Errorf("once the ring has room: %+v", swept)
+		}
+		if got = append(got, k.records()...); len(got) != requests+1 {
+			t.Errorf("%d records of %d exchanges", len(got), requests+1)
+		}
+		for i := range got {
+			if got[i].Sequence != got[0].Sequence+uint64(i) {
+				t.Fatalf("record %d has the sequence %d after %d", i, got[i].Sequence, got[0].Sequence)
+			}
+		}
+		k.counted(counts{"requests": uint64(requests) + 1, "finished": 1, "timed_out": uint64(requests)})
+		k.balanced()
+	})
+}
+
+// numbered is one of many flows that differ in their source.
+func numbered(f flow, i int) flow {
+	f.from = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 22), byte(i >> 14), byte(1 + i>>12&3)}), uint16(20000+i&0xfff))
+	return f
+}
+
+// A timeout belongs to the books of the settings and to the histograms, also where
+// nobody wants to see it.
+func TestTimeoutsCanBeLeftOut(t *testing.T) {
+	eachObject(t, func(t *testing.T, o object) {
+		k := openKernel(t, o)
+		if err := k.Apply(Settings{SkipResults: []Result{timedOut}, Sample: 1000, MinDuration: time.Hour}); err != nil {
+			t.Fatal(err)
+		}
+		k.out(flow4.syn(t, 1))
+		k.in(flow4.port(53).dns(t, 5, nil))
+		k.timeOutAll()
+		k.counted(counts{"requests": 2, "timed_out": 2, "result_out": 2})
+		if err := k.Apply(Settings{Sample: 1000, MinDuration: time.Hour}); err != nil {
+			t.Fatal(err)
+		}
+		k.out(flow4.syn(t, 2))
+		k.in(flow4.port(53).dns(t, 6, nil))
+		k.timeOutAll()
+		k.counted(counts{"requests": 2, "timed_out": 2})
+		if got := k.records(); len(got) != 2 {
+			t.Errorf("%d records of timeouts, want 2: failures are neither too fast nor sampled", len(got))
+		}
+		k.balanced()
+		all, err := k.Histograms()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, h := range all {
+			if h.Result != timedOut || h.Count() != 2 || h.Sum != 2*waited {
+				t.Errorf("histogram %+v", h)
+			}
+		}
+	})
+}
+
+// What was not looked at all the time may have been answered.
+func TestNoTimeoutWhileFlatdDidNotLook(t *testing.T) {
+	eachObject(t, func(t *testing.T, o object) {
+		k := openKernel(t, o)
+		k.out(flow4.syn(t, 1))
+		k.in(flow6.echo(t, 1, 1, false))
+		k.blind.add(BootTime(), BootTime()+1)
+		k.sweep(11*time.Second, limit)
+		k.counted(counts{"requests": 2, "not_looking": 2})
+		k.out(flow4.syn(t, 1))
+		k.in(flow4.back().synAck(t, 2)) // though it comes late
+		if got := k.one(); got.Flags&recordLate == 0 {
+			t.Errorf("record %+v of a late answer", got)
+		}
+		k.counted(counts{"repeats": 1, "late": 1})
+		k.balanced()
+	})
+}
+
+// A table that is full refuses, and is counted. What it refused can still be answered.
+func TestAFullTableRescuesWhatIsAnswered(t *testing.T) {
+	eachObject(t, func(t *testing.T, o object) {
+		k := openFuzzed(t, o).kernel
+		for _, class := range exchangeClasses {
+			for side, packets := range bothSides(t, class) {
+				t.Run(class.name+" "+side, func(t *testing.T) {
+					k.t = t
+					k.clear()
+					k.overflow(packets)
+				})
+			}
+		}
+	})
+}
+
+// bothSides are the packets of an exchange of a class, as of this host and as to it.
+func bothSides(t testing.TB, class exchangeClass) map[string]func(flow) []packet {
+	return map[string]func(flow) []packet{
+		"of this host": func(f flow) []packet { return []packet{out(class.request(t, f)), in(class.answer(t, f))} },
+		"to this host": func(f flow) []packet {
+			all := []packet{in(class.request(t, f)), out(class.answer(t, f))}
+			if class.name == "tcp" {
+				all = append(all, in(f.ack(t, 2)))
+			}
+			return all
+		},
 	}
-	return n
+}
+
+// overflow has the answer to a request come for which the table was full.
+func (k *kernel) overflow(packets func(flow) []packet) {
+	n := 0
+	next := func() []packet { n++; return packets(flow4.sourcePort(uint16(20000 + n))) }
+	for full := k.count(PendingFull); k.count(PendingFull) == full; {
+		if n == 400 {
+			k.t.Fatal("a table of 16 takes 400 requests")
+		}
+		first := next()[0]
+		k.pass(first.in, first.frame)
+	}
+	k.counted(counts{"requests": uint64(n), "pending_full": 1})
+	last := packets(flow4.sourcePort(uint16(20000 + n)))
+	k.pass(last[0].in, last[0].frame) // sent again
+	k.counted(counts{"repeats": 1})
+	k.sweepUntilDone(time.Minute) // which it is not in
+	k.records()
+	k.told, _ = k.Counters()
+	for _, p := range last[1:] {
+		k.pass(p.in, p.frame)
+	}
+	if r := k.one(); r.Flags&recordLate != 0 || r.Repeats != 1 || r.Result == timedOut {
+		k.t.Errorf("record %+v of an answer for which there was no room", r)
+	}
+	k.counted(counts{"rescued": 1})
+	k.balanced()
+}
+
+// sweepUntilDone is a daemon that sweeps and reads in turn.
+func (k *kernel) sweepUntilDone(later time.Duration) {
+	k.t.Helper()
+	for range 1000 {
+		if swept := k.sweep(later, limit); !swept.Full {
+			return
+		}
+		k.records()
+	}
+	k.t.Fatal("the sweep does not come to an end")
 }
 
 func prefixes(texts ...string) (all []netip.Prefix) {
@@ -160,16 +367,16 @@ func TestSettingsFilterRequests(t *testing.T) {
 	k.counted(passes)
 	try(flow4)
 	k.counted(counts{"requests": 1, "finished": 1, "too_fast": 1})
-	k.out(flow4.syn(t, 1)) // failures are told however fast
-	k.in(flow4.back().rst(t, 2))
+	k.out(flow4.syn(t, 10)) // failures are told however fast
+	k.in(flow4.back().rst(t, 11))
 	k.counted(passes)
 
 	k.records()
 	apply(Settings{SkipResults: []Result{Result(established), DNSResult(3)}})
 	try(flow4)
 	k.counted(counts{"requests": 1, "finished": 1, "result_out": 1})
-	k.out(flow4.syn(t, 1))
-	k.in(flow4.back().rst(t, 2))
+	k.out(flow4.syn(t, 10))
+	k.in(flow4.back().rst(t, 11))
 	k.counted(passes)
 	for rcode, want := range map[layers.DNSResponseCode]counts{3: {"requests": 1, "finished": 1, "result_out": 1}, 2: passes} {
 		k.out(flow4.port(53).dns(t, 1, nil))
@@ -189,14 +396,10 @@ func TestSettingsFilterRequests(t *testing.T) {
 
 func TestSleepsWhenTheLeaseIsOver(t *testing.T) {
 	k := openKernel(t)
-	if err := k.RenewLease(BootTime() - 1); err != nil {
-		t.Fatal(err)
-	}
+	k.RenewLease(BootTime() - 1)
 	k.handshake(1)
 	k.counted(counts{"asleep": 2})
-	if err := k.RenewLease(BootTime() + uint64(time.Hour)); err != nil {
-		t.Fatal(err)
-	}
+	k.RenewLease(BootTime() + uint64(time.Hour))
 	k.handshake(1)
 	k.counted(counts{"requests": 1, "finished": 1})
 }
@@ -205,7 +408,7 @@ func TestSleepsWhenTheLeaseIsOver(t *testing.T) {
 func TestASweepAllocatesLittle(t *testing.T) {
 	k := openKernel(t)
 	sweep := func() {
-		if _, err := k.Sweep(BootTime(), time.Minute, func(uint8, []byte, []byte, []byte) {}); err != nil {
+		if _, err := k.Sweep(BootTime(), time.Minute); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -220,33 +423,4 @@ func TestASweepAllocatesLittle(t *testing.T) {
 	if each := (after.TotalAlloc - before.TotalAlloc) / sweeps; each > 64<<10 {
 		t.Errorf("%d octets per sweep", each)
 	}
-}
-
-// A takeover tells the new programs what the older ones follow: an answer to an
-// older request and a further datagram of an older flow are nothing new.
-func TestATakeoverKnowsWhatWasBeforeIt(t *testing.T) {
-	path := testbed.BPFFS(t)
-	k := session(t, path)
-	k.out(flow4.udp(t, 1))
-	k.in(flow4.back().udp(t, 2))
-	k.out(flow6.udp(t, 1))
-	k.leave()
-	if err := os.Rename(layoutDir(path, ABI), layoutDir(path, ABI+1)); err != nil {
-		t.Fatal(err)
-	}
-	k = session(t, path)
-	older, err := k.Older()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := k.TakeOver(older, 0); err != nil {
-		t.Fatal(err)
-	}
-	if err := older.Remove(); err != nil {
-		t.Fatal(err)
-	}
-	k.out(flow4.udp(t, 3))
-	k.in(flow4.back().udp(t, 4))
-	k.in(flow6.back().udp(t, 2))
-	k.counted(counts{"flow": 2, "late": 1})
 }

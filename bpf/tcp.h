@@ -6,7 +6,7 @@
  */
 #pragma once
 
-#include "pending.h"
+#include "request.h"
 
 #define TCP_OPTION_END 0
 #define TCP_OPTION_NOP 1
@@ -84,7 +84,7 @@ timestamps_of(struct __sk_buff *skb, const struct half *h, const struct tcp_head
 
 /* An answer acknowledges the SYN, and its data as far as it took them (RFC 7413). */
 static __always_inline bool acknowledges(const struct tcp_header *tcp,
-					 const struct flat_pending *found)
+					 const struct flat_request *found)
 {
 	return tcp->flags & TCP_ACK &&
 	       bpf_ntohl(tcp->acknowledgment) - found->isn - 1 <= found->payload;
@@ -98,10 +98,10 @@ static __always_inline void observe_syn(struct __sk_buff *skb, struct flat_optio
 	h->isn = bpf_ntohl(tcp->sequence);
 	h->payload = h->length - (tcp->offset >> 4) * 4;
 	h->tsval = ts ? bpf_ntohl(ts->value) : 0;
-	remember(skb, s, h);
+	track_request(skb, s, h);
 }
 
-/* The slot of a connection from outside, whichever way this packet goes. */
+/* The slot of a connection from outside, whichever way this packet goes: see awaiting.h. */
 static __always_inline __u32 slot_of_peer(struct half *h)
 {
 	return slot_hash(fold_addr(h->key.remote.words), h->key.remote_port, h->key.local_port);
@@ -109,10 +109,10 @@ static __always_inline __u32 slot_of_peer(struct half *h)
 
 /* await_completion notes that this host has answered a SYN from outside. */
 static __always_inline void await_completion(struct __sk_buff *skb, struct half *h,
-					     struct flat_pending *found,
+					     struct flat_request *found,
 					     const struct tcp_header *tcp)
 {
-	struct flat_pending *crossing;
+	struct flat_request *crossing;
 
 	if (found->state == STATE_HALF_OPEN) {
 		if (found->answers < 255)
@@ -120,72 +120,85 @@ static __always_inline void await_completion(struct __sk_buff *skb, struct half 
 		count(COUNT_REPEATS);
 		return;
 	}
-	crossing = find_request(SIDE_CLIENT, &h->key, h->hash);
+	crossing = find(SIDE_CLIENT, &h->key, h->hash);
 	if (crossing && crossing->state == STATE_OPEN)
 		crossing->crossed = true;
 	found->state = STATE_HALF_OPEN;
 	found->answer_ns = h->now;
-	own_socket(skb, &found->cgroup, &found->uid);
+	attribute_socket(skb, &found->cgroup, &found->uid);
 	if (!await_ack(slot_of_peer(h), bpf_ntohl(tcp->sequence) + 1, h->now))
 		count(COUNT_AWAITING_FULL);
 }
 
 /* complete ends the handshake from outside that a segment acknowledges, if it does. */
-static __always_inline void complete(struct __sk_buff *skb, struct flat_options *s, struct half *h,
-				     const struct tcp_header *tcp)
+__subprogram int complete(struct __sk_buff *skb, struct flat_options *s, struct half *h)
 {
-	struct flat_pending *found = find_request(SIDE_SERVER, &h->key, h->hash);
-	__u32 sequence = bpf_ntohl(tcp->sequence) + !!(tcp->flags & TCP_SYN);
+	const struct tcp_header *tcp = packet_at(skb, h->transport, sizeof(*tcp));
 	struct answer a = new_answer(h, RESULT_ESTABLISHED, true);
+	struct flat_request *open, *found;
+	__u32 sequence;
 
+	if (!tcp)
+		return 0; /* never: the caller has read it */
+	open = find(SIDE_SERVER, &h->key, h->hash);
+	found = open ? open : find_recent(SIDE_SERVER, h);
+	sequence = bpf_ntohl(tcp->sequence) + !!(tcp->flags & TCP_SYN);
 	/* What comes next in sequence: others that fit the slot are other connections'. */
 	if (!found || found->state != STATE_HALF_OPEN || sequence - found->isn - 1 > found->payload)
-		return;
+		return 0;
 	stop_awaiting(slot_of_peer(h), bpf_ntohl(tcp->acknowledgment));
 	a.side = SIDE_SERVER;
 	a.at_ns = found->answer_ns;
 	/* Which of several SYN/ACKs this acknowledges is not known. */
 	if (!found->answers && elapsed(h, found->answer_ns) > 0)
 		a.client_rtt_ns = elapsed(h, found->answer_ns);
-	finish(skb, s, h, found, &a);
+	if (open)
+		complete_exchange(s, h, open, &a);
+	else
+		complete_recent(s, h, found, &a);
+	return 0;
 }
 
-static __always_inline void observe_syn_ack(struct __sk_buff *skb, struct flat_options *s,
-					    struct half *h, const struct tcp_header *tcp)
+/*
+ * observe_reply looks at a SYN/ACK or RST, either of which acknowledges a SYN. It returns
+ * whether that is the ACK of our own SYN/ACK too (RFC 9293, 3.5).
+ */
+__subprogram int observe_reply(struct __sk_buff *skb, struct flat_options *s, struct half *h)
 {
-	struct answer a = new_answer(h, RESULT_ESTABLISHED, true);
-	struct flat_pending *found = found_answering(h);
+	const struct tcp_header *tcp = packet_at(skb, h->transport, sizeof(*tcp));
+	struct flat_request *open, *recent = 0, *found;
+	struct answer a;
+	bool refused;
+	__u32 isn;
 	const struct tcp_timestamps *ts;
 	bool crossed;
 
+	if (!tcp)
+		return 0; /* never: the caller has read it */
+	refused = tcp->flags & TCP_RST;
+	isn = bpf_ntohl(tcp->acknowledgment) - 1;
+	a = new_answer(h, refused ? RESULT_REFUSED : RESULT_ESTABLISHED, !refused);
+	open = find(a.side, &h->key, h->hash);
+	if (!open)
+		recent = find_recent(a.side, h);
+	if (!open && !recent)
+		open = find_translated(skb, h, &a, isn);
+	found = open ? open : recent;
+	/* A RST that acknowledges no SYN is somebody's guess (RFC 9293, 3.10.7.3). */
 	if (found && !acknowledges(tcp, found)) {
 		count(COUNT_WRONG_ACK);
-		return;
+		return 0;
 	}
-	if (found && a.side == SIDE_SERVER && found->state != STATE_REPORTED) {
+	if (found && !refused && a.side == SIDE_SERVER && is_open(found)) {
 		await_completion(skb, h, found, tcp);
-		return;
+		return 0;
 	}
-	ts = found && found->repeats ? timestamps_of(skb, h, tcp) : 0;
+	ts = found && !refused && found->repeats ? timestamps_of(skb, h, tcp) : 0;
 	if (ts)
 		a.echoed_tsval = bpf_ntohl(ts->echo);
-	crossed = found && found->crossed;
-	answer(skb, s, h, found, &a);
-	if (crossed)
-		complete(skb, s, h, tcp); /* it is the ACK of our SYN/ACK too (RFC 9293, 3.5) */
-}
-
-/* A RST that acknowledges no SYN is somebody's guess (RFC 9293, 3.10.7.3). */
-static __always_inline void observe_rst(struct __sk_buff *skb, struct flat_options *s,
-					struct half *h, const struct tcp_header *tcp)
-{
-	struct answer a = new_answer(h, RESULT_REFUSED, false);
-	struct flat_pending *found = found_answering(h);
-
-	if (found && !acknowledges(tcp, found))
-		count(COUNT_WRONG_ACK);
-	else
-		answer(skb, s, h, found, &a);
+	crossed = found && !refused && found->crossed;
+	end_request(skb, s, h, open, recent, &a, isn);
+	return opaque(skb, crossed); /* one way on for all who come here */
 }
 
 __subprogram int observe_tcp(struct __sk_buff *skb, __u64 place, enum direction direction)
@@ -212,11 +225,10 @@ __subprogram int observe_tcp(struct __sk_buff *skb, __u64 place, enum direction 
 		return 0;
 	}
 	set_exchange(h, KIND_TCP, tcp->source, tcp->destination, 0);
-	if (tcp->flags & TCP_RST)
-		observe_rst(skb, s, h, tcp);
-	else if (tcp->flags & TCP_ACK)
-		observe_syn_ack(skb, s, h, tcp);
-	else
+	if (tcp->flags & (TCP_RST | TCP_ACK)) {
+		if (observe_reply(skb, s, h))
+			complete(skb, s, h);
+	} else
 		observe_syn(skb, s, h, tcp);
 	return 0;
 }
@@ -234,6 +246,6 @@ __subprogram int observe_ack(struct __sk_buff *skb, __u64 place, enum direction 
 	if (!tcp)
 		return 0;
 	set_exchange(h, KIND_TCP, tcp->source, tcp->destination, 0);
-	complete(skb, s, h, tcp);
+	complete(skb, s, h);
 	return 0;
 }

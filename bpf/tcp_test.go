@@ -11,7 +11,7 @@ func tcpExchanges(t testing.TB, f flow) []exchange {
 	b := f.back()
 	// A SYN/ACK that nobody completes takes one of two places for as long as
 	// the table is at work: each such case has a port of its own.
-	f1, f2, f3, f4, f5, f6 := f.port(1001), f.port(1002), f.port(1003), f.port(1004), f.port(1005), f.port(1006)
+	f1, f2, f3, f4, f5, f6, f7 := f.port(1001), f.port(1002), f.port(1003), f.port(1004), f.port(1005), f.port(1006), f.port(1007)
 	flags := func(f flow, isn uint32, set func(*layers.TCP)) []byte {
 		return f.tcp(t, func(h *layers.TCP) { h.Seq = isn; set(h) })
 	}
@@ -31,6 +31,39 @@ func tcpExchanges(t testing.TB, f flow) []exchange {
 			[]want{client(kindTCP, established).repeated(2)}, counts{"requests": 1, "finished": 1, "repeats": 2}},
 		{"SYN sent again, refused", []packet{out(f.syn(t, 100)), out(f.syn(t, 100)), in(b.rst(t, 101))},
 			[]want{client(kindTCP, refused).repeated(1)}, counts{"requests": 1, "finished": 1, "repeats": 1}},
+		{"SYN sent again after its answer", []packet{out(f.syn(t, 100)), in(b.synAck(t, 101)), out(f.syn(t, 100)), in(b.synAck(t, 101))},
+			[]want{client(kindTCP, established)}, counts{"requests": 1, "finished": 1, "repeats": 1, "unmatched": 1}},
+		{"SYN sent again after a refusal", []packet{out(f.syn(t, 100)), in(b.rst(t, 101)), out(f.syn(t, 100)), in(b.rst(t, 101))},
+			[]want{client(kindTCP, refused)}, counts{"requests": 1, "finished": 1, "repeats": 1, "unmatched": 1}},
+		{"SYN from outside sent again after a refusal", []packet{in(f.syn(t, 100)), out(b.rst(t, 101)), in(f.syn(t, 100)), out(b.rst(t, 101))},
+			[]want{server(kindTCP, refused)}, counts{"requests": 1, "finished": 1, "repeats": 1, "unmatched": 1}},
+		{"SYN from outside sent again after the handshake", []packet{
+			in(f.syn(t, 100)), out(b.synAck(t, 101)), in(f.ack(t, 101)), in(f.syn(t, 100)), out(b.synAck(t, 101))},
+			[]want{server(kindTCP, established)}, counts{"requests": 1, "finished": 1, "repeats": 1, "unmatched": 1}},
+
+		// After the timeout.
+		{"never answered", []packet{out(f.syn(t, 100)), timeout},
+			[]want{client(kindTCP, timedOut)}, counts{"requests": 1, "timed_out": 1}},
+		{"never answered, sent again", []packet{out(f.syn(t, 100)), out(f.syn(t, 100)), timeout, out(f.syn(t, 100)), timeout},
+			[]want{client(kindTCP, timedOut).repeated(1)}, counts{"requests": 1, "timed_out": 1, "repeats": 2}},
+		{"established too late", []packet{out(f.syn(t, 100)), timeout, out(f.syn(t, 100)), in(b.synAck(t, 101))},
+			[]want{client(kindTCP, timedOut), client(kindTCP, established).repeated(1).tooLate()},
+			counts{"requests": 1, "timed_out": 1, "repeats": 1, "late": 1}},
+		{"established too late, and sent again", []packet{out(f.syn(t, 100)), timeout, in(b.synAck(t, 101)), out(f.syn(t, 100)), in(b.synAck(t, 101))},
+			[]want{client(kindTCP, timedOut), client(kindTCP, established).tooLate()},
+			counts{"requests": 1, "timed_out": 1, "repeats": 1, "late": 1, "unmatched": 1}},
+		{"refused too late", []packet{out(f.syn(t, 100)), timeout, in(b.rst(t, 101))},
+			[]want{client(kindTCP, timedOut), client(kindTCP, refused).tooLate()}, counts{"requests": 1, "timed_out": 1, "late": 1}},
+		{"another number, too late", []packet{out(f.syn(t, 100)), timeout, in(b.rst(t, 100)), in(b.synAck(t, 102))},
+			[]want{client(kindTCP, timedOut)}, counts{"requests": 1, "timed_out": 1, "wrong_ack": 2}},
+		{"another attempt after the timeout", []packet{out(f.syn(t, 100)), timeout, out(f.syn(t, 900)), in(b.synAck(t, 101)), in(b.synAck(t, 901))},
+			[]want{client(kindTCP, timedOut), client(kindTCP, established)},
+			counts{"requests": 2, "timed_out": 1, "finished": 1, "wrong_ack": 1}},
+		{"asked, not answered in time", []packet{in(f.syn(t, 100)), timeout, in(f.syn(t, 100)), out(b.rst(t, 101))},
+			nil, counts{"requests": 1, "half_open": 1, "repeats": 1, "ended": 1}},
+		{"asked, not completed in time", []packet{in(f7.syn(t, 100)), out(f7.back().synAck(t, 101)), timeout, in(f7.ack(t, 101))},
+			nil, counts{"requests": 1, "half_open": 1}},
+
 		{"SYN/ACK sent again", []packet{out(f.syn(t, 100)), in(b.synAck(t, 101)), in(b.synAck(t, 101))},
 			[]want{client(kindTCP, established)}, counts{"requests": 1, "finished": 1, "unmatched": 1}},
 		{"SYN/ACK for no SYN", []packet{in(b.synAck(t, 101)), in(b.rst(t, 101))},
@@ -173,6 +206,7 @@ func TestTheEchoedTimestampNamesTheSYN(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			k.t = t
+			k.clear() // a SYN with the same number is a repeat, also after the answer
 			for i, stamp := range []uint32{1000, 2000, 3000} {
 				if i > 0 {
 					time.Sleep(time.Millisecond) // so that the durations differ
@@ -238,9 +272,8 @@ func TestHalfOpenAttemptsAreCountedAlone(t *testing.T) {
 	k.in(flow4.syn(t, 100)) // dropped by this host
 	k.in(flow6.syn(t, 100)) // answered, not completed
 	k.out(flow6.back().synAck(t, 101))
-	swept, keys := k.sweep(11*time.Second, 10*time.Second)
-	if swept != (Swept{HalfOpen: 2}) || keys != nil {
-		t.Errorf("swept %+v, events for %+v", swept, keys)
+	if swept := k.sweep(11*time.Second, limit); swept != (Swept{}) {
+		t.Errorf("swept %+v", swept)
 	}
 	k.in(flow6.ack(t, 101)) // too late
 	if got := k.records(); got != nil {

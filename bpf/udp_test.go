@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 	"time"
 )
@@ -33,6 +34,18 @@ func udpExchanges(t testing.TB, f flow) []exchange {
 			[]want{one, one}, counts{"requests": 2, "finished": 2}},
 		{"the tunnel, not what is in it", []packet{out(f.port(4789).udp(t, append([]byte{8, 0, 0, 0, 0, 0, 7, 0}, f.syn(t, 100)...)...))},
 			nil, counts{"requests": 1}},
+
+		{"never answered", []packet{out(f.udp(t, 1)), timeout},
+			[]want{client(ofUDP, timedOut)}, counts{"requests": 1, "timed_out": 1}},
+		{"asked, never answered", []packet{in(f.udp(t, 1)), timeout},
+			[]want{server(ofUDP, timedOut)}, counts{"requests": 1, "timed_out": 1}},
+		{"answered too late", []packet{out(f.udp(t, 1)), timeout, in(b.udp(t, 2)), out(f.udp(t, 3)), in(b.udp(t, 4))},
+			[]want{client(ofUDP, timedOut), one.tooLate()}, counts{"requests": 1, "timed_out": 1, "late": 1, "flow": 2}},
+		// Only the first datagram after the timeout pays for a look at the request.
+		{"sent again after the timeout, answered too late", []packet{out(f.udp(t, 1)), timeout, out(f.udp(t, 1)), out(f.udp(t, 1)), in(b.udp(t, 2))},
+			[]want{client(ofUDP, timedOut), one.repeated(1).tooLate()}, counts{"requests": 1, "timed_out": 1, "repeats": 1, "flow": 1, "late": 1}},
+		{"a stream that nobody answers", []packet{in(f.udp(t, 1)), timeout, in(f.udp(t, 3)), timeout, in(f.udp(t, 4))},
+			[]want{server(ofUDP, timedOut)}, counts{"requests": 1, "timed_out": 1, "repeats": 1, "flow": 1}},
 
 		{"to a group", []packet{out(f.group(9999).udp(t, 1)), in(f.group(9999).udp(t, 1))},
 			nil, counts{"multicast": 2}},
@@ -102,36 +115,36 @@ func TestQUICByItsLongHeader(t *testing.T) {
 	}
 }
 
-// A flow that found no room is not followed. That its other half, or what comes
-// after it, is a request would be an invention.
+// A flow whose request found no room in the table is known all the same: that its
+// other half, or what comes after it, is a request would be an invention.
 func TestAUDPFlowWithoutRoomIsNotInvented(t *testing.T) {
-	k := openFuzzed(t).kernel
-	for _, direction := range []struct {
-		name        string
-		there, back func([]byte)
-	}{{"ours", k.out, k.in}, {"theirs", k.in, k.out}} {
-		t.Run(direction.name, func(t *testing.T) {
-			k.t = t
-			k.clear()
-			f := flow4
-			var requests uint64
-			for full := k.count(PendingFull); k.count(PendingFull) == full; requests++ {
-				if requests == 100 {
-					t.Fatal("a table of 16 takes 100 requests")
+	eachObject(t, func(t *testing.T, o object) {
+		k := openFuzzed(t, o).kernel
+		for _, direction := range []struct {
+			name        string
+			there, back func([]byte)
+		}{{"ours", k.out, k.in}, {"theirs", k.in, k.out}} {
+			t.Run(direction.name, func(t *testing.T) {
+				k.t = t
+				k.clear()
+				f := flow4
+				var requests uint64
+				for full := k.count(PendingFull); k.count(PendingFull) == full; requests++ {
+					if requests == 400 {
+						t.Fatal("a table of 16 takes 400 requests")
+					}
+					f = flow4.port(uint16(2000 + requests))
+					direction.there(f.udp(t, 1))
 				}
-				f = flow4.port(uint16(2000 + requests))
-				direction.there(f.udp(t, 1))
-			}
-			k.counted(counts{"requests": requests, "pending_full": 1})
-			direction.back(f.back().udp(t, 2))
-			direction.there(f.udp(t, 3))
-			direction.back(f.back().udp(t, 4))
-			k.counted(counts{"flow": 3})
-			if got := k.records(); got != nil {
-				t.Errorf("records: %+v", got)
-			}
-		})
-	}
+				k.counted(counts{"requests": requests, "pending_full": 1})
+				direction.back(f.back().udp(t, 2))
+				direction.there(f.udp(t, 3))
+				direction.back(f.back().udp(t, 4))
+				k.counted(counts{"rescued": 1, "flow": 2})
+				k.one()
+			})
+		}
+	})
 }
 
 // Where a set is full of flows that go on, one makes room, which is counted; an
@@ -168,10 +181,58 @@ func TestAStreamStaysOneExchange(t *testing.T) {
 	k.counted(counts{"requests": 1})
 }
 
+// A datagram that follows before the answer is the request sent again: what follows within
+// a unit of time is noted once.
+func TestAFlowSentAgainIsNotedOnceAUnit(t *testing.T) {
+	eachObject(t, func(t *testing.T, o object) {
+		k := openKernel(t, o)
+		k.out(flow4.udp(t, 1))
+		const later = 3
+		for range later {
+			k.age(50 * time.Millisecond)
+			for range 20 {
+				k.out(flow4.udp(t, 1))
+			}
+		}
+		k.in(flow4.back().udp(t, 2))
+		c, err := k.Counters()
+		if err != nil {
+			t.Fatal(err)
+		}
+		// A unit may end in between.
+		if m := c.Map(); m["repeats"] < later || m["repeats"] > 2*later || m["repeats"]+m["flow"] != 20*later {
+			t.Errorf("%d repeats and %d others of a flow", m["repeats"], m["flow"])
+		} else if r := k.one(); uint64(r.Repeats) != m["repeats"] || r.Flags&2 == 0 {
+			t.Errorf("record %+v after %d repeats", r, m["repeats"])
+		}
+		k.balanced()
+	})
+}
+
+// A flow that was idle is new, from whichever end it then begins, and as often.
+func TestAnIdleFlowBeginsAnew(t *testing.T) {
+	eachObject(t, func(t *testing.T, o object) {
+		k := openKernel(t, o)
+		const times = 20
+		for i := range times {
+			k.age(time.Minute)
+			ask, tell := k.out, k.in
+			if i%3 == 2 {
+				ask, tell = k.in, k.out
+			}
+			ask(flow6.udp(t, 1))
+			tell(flow6.back().udp(t, 2))
+			ask(flow6.udp(t, 3))
+		}
+		k.counted(counts{"requests": times, "finished": times, "flow": times})
+		k.balanced()
+	})
+}
+
 // A flow is its five-tuple's, whichever others share its set.
 func TestUDPFlowsAreToldApart(t *testing.T) {
 	k := openKernel(t)
-	const flows = 3000
+	const flows = 1000 // so few that hardly ever five of them share a set
 	each := func(do func(flow)) {
 		for i := range uint16(flows) {
 			do(flow4.sourcePort(10000 + i))
@@ -185,6 +246,37 @@ func TestUDPFlowsAreToldApart(t *testing.T) {
 		t.Errorf("%d records of %d exchanges", len(got), flows)
 	}
 	k.balanced()
+}
+
+// A flow is in the set that its hash names, among those of its side, and every set can
+// be one's.
+func TestAFlowHasItsSet(t *testing.T) {
+	eachObject(t, func(t *testing.T, o object) {
+		k := openKernel(t, o)
+		var used uint64 // the lowest bits of the sets' numbers
+		for i := range 20 {
+			for side, see := range map[uint8]func([]byte){SideClient: k.out, SideServer: k.in} {
+				k.clear()
+				f := numbered(flow4, i)
+				if i%2 == 1 {
+					f = flow6.sourcePort(uint16(20000 + i))
+				}
+				see(f.udp(t, 1))
+				hash := flowHash(k.shared.Seed, &k.openRequests()[0].Key)
+				set := hash % 32768 // FLOW_SETS
+				used |= 1 << (set & 1)
+				k.flows(func(words []uint64) {
+					ways := words[8*set+4*uint64(side-1):][:4]
+					if !slices.ContainsFunc(ways, func(w uint64) bool { return w>>tagShift == hash>>tagShift }) {
+						t.Errorf("the flow with the hash %#x is not in its set: %#x", hash, ways)
+					}
+				})
+			}
+		}
+		if used != 3 {
+			t.Error("half of the sets are no flow's")
+		}
+	})
 }
 
 func (k *kernel) count(c Counter) uint64 {

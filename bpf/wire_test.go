@@ -19,13 +19,13 @@ import (
 // openWire has frames go over a veth. Its packets are as no test run makes
 // them: but for the Ethernet header, what they hold is in page fragments, and
 // the first VLAN tag of those that come in is out of the packet (accelerated).
-func openWire(t *testing.T) *kernel {
+func openWire(t *testing.T, o object) *kernel {
 	t.Helper()
 	host, peer := testbed.Pair(t)
 	for _, h := range []*testbed.Host{host, peer} {
 		quiet(t, h)
 	}
-	k := openKernel(t)
+	k := openKernel(t, o)
 	k.measure(host, host.Interface)
 	here, there := transmitter(t, host), transmitter(t, peer)
 	taps := make(map[uint16]*tap)

@@ -30,14 +30,14 @@ func (s state) imbalance() string {
 		return "requests are open"
 	case s.Ring.Backlog != 0 || s.Ring.Outstanding != 0:
 		return "records are in the ring"
-	case b.Requests != b.Finished+b.TimedOut+b.HalfOpen+b.Open+b.Replaced+b.PendingFull:
-		return "requests != finished + timed_out + half_open + open + replaced + pending_full"
-	case b.Finished != b.ResultOut+b.TooFast+b.SampledOut+b.RingFull+b.ReadBefore+b.Read:
-		return "finished != result_out + too_fast + sampled_out + ring_full + read_before + read"
+	case b.Requests != b.Finished+b.TimedOut+b.HalfOpen+b.Translated+b.NotLooking+b.Open+b.Replaced+b.PendingFull:
+		return "requests != finished + timed_out + half_open + translated + not_looking + open + replaced + pending_full"
+	case b.Finished+b.TimedOut+b.Late+b.Rescued != b.ResultOut+b.TooFast+b.SampledOut+b.RingFull+b.ReadBefore+b.Read:
+		return "finished + timed_out + late + rescued != result_out + too_fast + sampled_out + ring_full + read_before + read"
 	}
 	for _, o := range s.Outputs {
-		if o.Offered != b.Read+b.TimeoutsSeen+b.TakenOver-b.DecodeErrors+b.Own {
-			return o.Name + ": offered != read + timeouts_seen - decode_errors + own"
+		if o.Offered != b.Read+b.TakenOver-b.DecodeErrors+b.Own {
+			return o.Name + ": offered != read + taken_over - decode_errors + own"
 		}
 		if o.Offered != o.Delivered+o.Withheld+o.Failed+o.Dropped+o.Queued {
 			return o.Name + ": offered != delivered + withheld + failed + dropped + queued"

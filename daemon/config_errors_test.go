@@ -87,7 +87,7 @@ func TestProblems(t *testing.T) {
 		{"filter.include = [\"10.0.0.1\", \"10.0.0.1/32\"]", `f:1: filter.include: "10.0.0.1/32" is listed twice`},
 		{"[filter]\ninclude = [\"10.0.0.0/8\"]\nexclude = [\"10.0.0.0/8\"]", `f:3: filter.exclude: "10.0.0.0/8" is in filter.include too: want it in one of them`},
 		{"[filter]\nlocal_include = [\"10.0.0.0/8\"]\nlocal_exclude = [\"10.0.0.0/8\"]", `f:3: filter.local_exclude: "10.0.0.0/8" is in filter.local_include too: want it in one of them`},
-		{"filter.results = [\"time-out\"]", `f:1: filter.results: "time-out" is not known: want "established", "answered", "refused", "unreachable", "timeout", "noerror", "formerr", "servfail", "nxdomain", "notimp", "yxdomain", "yxrrset", "nxrrset", "notauth", "notzone", "rcode11", "rcode12", "rcode13", "rcode14" or "rcode15"; did you mean "timeout"?`},
+		{"filter.results = [\"time-out\"]", `f:1: filter.results: "time-out" is not known: want "established", "answered", "refused", "unreachable", "timeout", "noerror", "formerr", "servfail", "nxdomain", "notimp", "yxdomain", "yxrrset", "nxrrset", "notauth", "notzone", "rcode11", "rcode12", "rcode13", "rcode14", "rcode15", "badvers", "badkey", "badtime", "badmode", "badname", "badalg", "badtrunc" or "badcookie"; did you mean "timeout"?`},
 		{"filter.ports = [\"99999\"]", `f:1: filter.ports: "99999" is not a port: want 1 to 65535, or a range such as "8000-8999"`},
 		{"filter.ports = [\"0-10\"]", `f:1: filter.ports: "0-10" is not a port: want 1 to 65535, or a range such as "8000-8999"`},
 		{"filter.ports = [\"https\"]", `f:1: filter.ports: "https" is not a port: want 1 to 65535, or a range such as "8000-8999"`},

@@ -118,7 +118,7 @@ func (d *Daemon) run(ctx context.Context) error {
 	if err := d.pipeline.takeOver(); err != nil {
 		return err
 	}
-	// Before anybody hears that flatd is ready, the programs are awake.
+	// Before they are attached, and anybody hears that flatd is ready, the programs are awake.
 	if err := d.pipeline.renewLease(d.config.KeepFor); err != nil {
 		return err
 	}
@@ -157,15 +157,13 @@ func (d *Daemon) run(ctx context.Context) error {
 // done so for the configured time, so that a host whose flatd is gone for good
 // does not pay for it for ever.
 func (d *Daemon) renewLease(ctx context.Context) error {
-	if d.pipeline.waking() {
-		select {
-		case <-d.links.ready:
-		case <-ctx.Done():
-			return nil
-		}
-		if err := d.pipeline.wake(d.current().KeepFor); err != nil {
-			return err
-		}
+	select {
+	case <-d.links.ready:
+	case <-ctx.Done():
+		return nil
+	}
+	if err := d.pipeline.wake(d.current().KeepFor); err != nil {
+		return err
 	}
 	for {
 		pause := time.Minute
@@ -264,6 +262,7 @@ func (d *Daemon) Reload() error {
 func settings(c Config) bpf.Settings {
 	s := bpf.Settings{
 		UDPIdle:     c.Measure.UDPInterval,
+		Timeout:     c.Measure.Timeout,
 		MinDuration: c.Filter.MinDuration,
 		Sample:      c.Filter.Sample,
 		MatchHost:   c.Measure.Match == "host",
@@ -291,10 +290,10 @@ func unwantedResults(wanted []string) (skip []bpf.Result) {
 			skip = append(skip, r)
 		}
 	}
-	for r := flows.ResultEstablished; r <= flows.ResultUnreachable; r++ {
+	for r := flows.ResultEstablished; r <= flows.ResultTimeout; r++ {
 		leaveOut(flows.Event{Kind: flows.KindTCP, Result: r}, bpf.Result(r))
 	}
-	for rcode := range uint8(16) {
+	for rcode := range uint16(bpf.RCodeLast + 1) {
 		leaveOut(flows.Event{Kind: flows.KindDNS, Result: flows.ResultAnswered, DNS: flows.DNS{RCode: rcode}}, bpf.DNSResult(rcode))
 	}
 	return skip

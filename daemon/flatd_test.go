@@ -94,8 +94,9 @@ type process struct {
 	cmd    *exec.Cmd
 	stderr bytes.Buffer
 	socket string
-	ended  chan struct{} // closed when standard output ends
-	torn   bool          // it ended within a line; known once it has
+	trace  *testbed.Trace // nil: it is not traced
+	ended  chan struct{}  // closed when standard output ends
+	torn   bool           // it ended within a line; known once it has
 
 	mu     sync.Mutex
 	more   *sync.Cond
@@ -114,7 +115,8 @@ type setup struct {
 	quiet      bool     // no output: events are counted, summed up and remembered
 	stdout     *os.File // in place of what the process collects
 	args       []string
-	env        []string // beyond this process's
+	env        []string       // beyond this process's
+	stage      *testbed.Stage // at which it is killed; nil: it is not traced
 }
 
 func newSetup(t testing.TB, host *testbed.Host, binary, config string) *setup {
@@ -123,7 +125,7 @@ func newSetup(t testing.TB, host *testbed.Host, binary, config string) *setup {
 
 // pinned is the path of what is pinned by a name.
 func (s *setup) pinned(name string) string {
-	return filepath.Join(s.pins, fmt.Sprintf("v%d", bpf.ABI), name)
+	return filepath.Join(s.pins, fmt.Sprintf("v%d-flat", bpf.ABI), name)
 }
 
 func (s *setup) socket() string { return filepath.Join(s.dir, "control.sock") }
@@ -156,7 +158,7 @@ func (s *setup) launch(t testing.TB) *process {
 		}
 		out = pipe
 	}
-	if err := p.cmd.Start(); err != nil {
+	if err := s.begin(p); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -169,6 +171,14 @@ func (s *setup) launch(t testing.TB) *process {
 	})
 	go p.collect(bufio.NewReader(out))
 	return p
+}
+
+func (s *setup) begin(p *process) (err error) {
+	if s.stage == nil {
+		return p.cmd.Start()
+	}
+	p.trace, err = testbed.StartTraced(p.cmd, *s.stage)
+	return err
 }
 
 // start runs flatd and waits until it measures.
@@ -259,6 +269,9 @@ func (p *process) end(signal syscall.Signal) []event {
 		p.t.Fatalf("end flatd: %v", err)
 	}
 	<-p.ended
+	if p.trace != nil {
+		p.trace.Wait()
+	}
 	err := p.cmd.Wait()
 	if signal != syscall.SIGKILL && (err != nil || p.torn) {
 		p.t.Errorf("flatd ended with %v; within a line: %t", err, p.torn)

@@ -86,7 +86,7 @@ type HistogramPart struct {
 
 // Histograms reads those of the kernel's histograms that q chooses.
 func (d *Daemon) Histograms(q HistogramQuery) (Histograms, error) {
-	all, err := d.state.Histograms()
+	all, err := d.answered()
 	if err != nil {
 		return Histograms{}, err
 	}
@@ -109,6 +109,12 @@ func (d *Daemon) Histograms(q HistogramQuery) (Histograms, error) {
 			strings.Compare(a.Family, b.Family), strings.Compare(a.Result, b.Result))
 	})
 	return h, nil
+}
+
+// answered are the kernel's histograms of exchanges that had an answer.
+func (d *Daemon) answered() ([]bpf.Histogram, error) {
+	all, err := d.state.Histograms()
+	return slices.DeleteFunc(all, func(h bpf.Histogram) bool { return h.Result == uint8(flows.ResultTimeout) }), err
 }
 
 // flowsHistogram takes a histogram as it is: the buckets are the same.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -150,6 +151,7 @@ func (l *links) reconcile(thorough bool) error {
 		clear(l.putBack)
 	}
 	l.learnNames(devices)
+	l.state.SetTranslating(translating(devices))
 	l.state.SetMode(bpf.Mode(config.Attach))
 	wanted := wish(devices, config.Interfaces, config.Exclude)
 	l.detachOthers(wanted)
@@ -339,6 +341,8 @@ func listDevices(routes bool) ([]device, error) {
 			// The packets of a VRF's ports are its own, not seen twice.
 			Enslaved: a.MasterIndex != 0 && kinds[a.MasterIndex] != "vrf",
 			Default:  defaults[a.Index],
+			// Requests and answers of lo pass OUTPUT, where DNAT and REDIRECT are, but once.
+			Translating: a.EncapType == "loopback" || l.Type() == "bridge" && passesNetfilter(a.Name),
 		}
 		d.L3, d.Unsupported = linkLayer(a.EncapType)
 		devices = append(devices, d)
@@ -356,6 +360,31 @@ func consistent[T any](list func() ([]T, error)) (all []T, err error) {
 		}
 	}
 	return all, err
+}
+
+// passesNetfilter reports whether what a bridge forwards passes the netfilter hooks of IP
+// (br_netfilter): then NAT is undone before the bridge's own hook sees an answer.
+func passesNetfilter(bridge string) bool {
+	for _, file := range []string{
+		"/proc/sys/net/bridge/bridge-nf-call-iptables", "/proc/sys/net/bridge/bridge-nf-call-ip6tables",
+		"/sys/class/net/" + bridge + "/bridge/nf_call_iptables", "/sys/class/net/" + bridge + "/bridge/nf_call_ip6tables",
+	} {
+		if value, err := os.ReadFile(file); err == nil && strings.TrimSpace(string(value)) == "1" {
+			return true
+		}
+	}
+	return false
+}
+
+// translating are the indexes of those devices between whose hooks addresses are
+// translated.
+func translating(devices []device) (indexes []int) {
+	for _, d := range devices {
+		if d.Translating {
+			indexes = append(indexes, d.Index)
+		}
+	}
+	return indexes
 }
 
 // linkLayer tells from the ARPHRD type, as netlink names it, what packets begin

@@ -25,6 +25,7 @@ var (
 	counterMetric   = prometheus.NewDesc("flatd_kernel_total", "The kernel's counters by what they count.", []string{"counter"}, nil)
 	openMetric      = prometheus.NewDesc("flatd_open_requests", "Requests waiting for their answer.", []string{"side"}, nil)
 	ringMetric      = prometheus.NewDesc("flatd_ring_bytes", "The ring of finished exchanges: its size, what is not read yet, and what is read but kept until the outputs have it.", []string{"part"}, nil)
+	atRiskMetric    = prometheus.NewDesc("flatd_at_risk_events", "Events that only the outputs' queues hold: a restart or a crash of flatd would lose them.", nil, nil)
 	eventMetric     = prometheus.NewDesc("flatd_events_total", "Events of this daemon by origin: records from the ring, timeouts, exchanges of older programs, and events about flatd itself.", []string{"origin"}, nil)
 	decodeMetric    = prometheus.NewDesc("flatd_decode_errors_total", "Records from the ring that were not understood.", nil, nil)
 	outputMetric    = prometheus.NewDesc("flatd_output_events_total", "Events offered to an output, by what became of them.", []string{"output", "fate"}, nil)
@@ -39,7 +40,7 @@ type collector struct{ d *Daemon }
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(to chan<- *prometheus.Desc) {
-	for _, m := range []*prometheus.Desc{buildMetric, interfaceMetric, counterMetric, openMetric, ringMetric, eventMetric,
+	for _, m := range []*prometheus.Desc{buildMetric, interfaceMetric, counterMetric, openMetric, ringMetric, atRiskMetric, eventMetric,
 		decodeMetric, outputMetric, queuedMetric, outputUpMetric, durationMetric} {
 		to <- m
 	}
@@ -71,7 +72,8 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	for part, v := range map[string]int{"size": ring.Size, "backlog": ring.Backlog, "outstanding": ring.Outstanding} {
 		gauge(ringMetric, float64(v), part)
 	}
-	for origin, v := range map[string]uint64{"ring": books.Read, "timeout": books.TimeoutsSeen, "takeover": books.TakenOver, "own": books.Own} {
+	gauge(atRiskMetric, float64(ring.AtRisk))
+	for origin, v := range map[string]uint64{"ring": books.Read - books.TimeoutsSeen, "timeout": books.TimeoutsSeen, "takeover": books.TakenOver, "own": books.Own} {
 		count(eventMetric, v, origin)
 	}
 	count(decodeMetric, books.DecodeErrors)

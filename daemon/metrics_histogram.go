@@ -12,7 +12,7 @@ import (
 )
 
 func (c *collector) collectHistograms(to chan<- prometheus.Metric) {
-	histograms, err := c.d.state.Histograms()
+	histograms, err := c.d.answered()
 	if err != nil {
 		to <- prometheus.NewInvalidMetric(durationMetric, err)
 		return

@@ -22,6 +22,7 @@ import (
 
 	"github.com/flatd/flatd/bpf"
 	"github.com/flatd/flatd/bpf/testbed"
+	"github.com/flatd/flatd/flows"
 )
 
 // What Prometheus asks for: with native histograms, and without.
@@ -210,6 +211,8 @@ func kernelHistograms(t *testing.T, pin string) map[string]bpf.Histogram {
 	var key struct {
 		Ifindex                  uint32
 		Kind, Side, Result, IPv6 uint8
+		RCode                    uint16
+		_                        [3]uint16
 	}
 	var perCPU []struct {
 		Sum     uint64
@@ -218,6 +221,9 @@ func kernelHistograms(t *testing.T, pin string) map[string]bpf.Histogram {
 	all := make(map[string]bpf.Histogram)
 	entries := table.Iterate()
 	for entries.Next(&key, &perCPU) {
+		if key.Result == uint8(flows.ResultTimeout) {
+			continue
+		}
 		labels := fmt.Sprintf("family=%s interface=eth0 kind=%s result=%s side=%s ", [...]string{"ipv4", "ipv6"}[key.IPv6],
 			[...]string{1: "tcp", "dns", "udp", "icmp"}[key.Kind], kernelResult(key.Kind, key.Result), [...]string{1: "client", "server"}[key.Side])
 		h := all[labels]

@@ -212,6 +212,7 @@ func (p *process) awaitLosses(what string, lost uint64) (losses []event) {
 func TestFullTablesWhileAwayAreToldOnce(t *testing.T) {
 	client, _ := testbed.Pair(t)
 	s := newSetup(t, client, testbed.Build(t, "flatd", ""), quickTimeouts)
+	s.room(t, 1<<17) // no other losses
 	s.start(t).end(syscall.SIGTERM)
 	const n, room = 70_000, 61440 + 1024 // PENDING_MAX and SEATS
 	socket, datagram := rawSocket(t, client), newDatagram()
@@ -355,7 +356,7 @@ func checkOutputs(t *testing.T, s state) {
 		if o.Offered != o.Delivered+o.Withheld+o.Failed+o.Dropped+o.Queued {
 			t.Errorf("%s: offered != delivered + withheld + failed + dropped + queued: %+v", o.Name, o)
 		}
-		if o.Offered != b.Read+b.TimeoutsSeen+b.TakenOver-b.DecodeErrors+b.Own {
+		if o.Offered != b.Read+b.TakenOver-b.DecodeErrors+b.Own {
 			t.Errorf("%s: offered %d, %+v", o.Name, o.Offered, b)
 		}
 	}
@@ -415,7 +416,7 @@ func TestAnOutputThatNobodyReads(t *testing.T) {
 	b := p.status()
 	checkOutputs(t, b)
 	o := b.Outputs[0]
-	if o.Dropped == 0 || b.Ring.Outstanding > b.Ring.Size/2 || b.Ring.Forced == 0 || b.Books.RingFull != 0 {
+	if o.Dropped == 0 || b.Ring.Outstanding > b.Ring.Size/2 || b.Books.RingFull != 0 {
 		t.Errorf("%+v\n%+v\n%+v", o, b.Ring, b.Books)
 	}
 	if response, err := p.get(http.MethodGet, "/healthz"); err != nil || response.StatusCode != http.StatusOK {

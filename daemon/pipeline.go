@@ -3,9 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,10 +21,10 @@ import (
 //	enrich            wall clock, interface name, whose it was, slow, replayed
 //	summary.add       counted, for the end of the interval
 //	fanout.Publish    to one bounded queue per output; never blocks
-//	commit            the ring moves on past what every output has disposed of
+//	commit            the ring moves on past what every output has disposed of (inflight.go)
 //
-// Requests that nobody answered are found by a sweep of the tables of open
-// requests and take the same way from enrich on.
+// Requests that nobody answered take the same way: a sweep of the table of open
+// requests has the kernel's half put a record of each into the ring.
 type pipeline struct {
 	state  *bpf.State
 	reader *bpf.Reader
@@ -46,36 +44,35 @@ type pipeline struct {
 	measure atomic.Pointer[Measure]
 	filter  atomic.Pointer[Filter]
 
-	custody custody       // for the goroutine of run alone, as are the next four
-	pause   time.Duration // how long records gather
-	cpus    processors
-	losing  uint64 // how many lost events are being told
-	// What is lost before that is told together.
-	tellLossAgain time.Time
-	notFollowed   drops // requests that found no room in the tables
+	inFlight inFlight      // for the goroutine of run alone, as are the next three
+	pause    time.Duration // how long records gather
+	cpus     processors
+	losses   lossReports
 
-	older *takeover // nil but for the time after an upgrade to another layout; changed under mu
+	previous *takeover // nil but for the time after an upgrade to another layout; changed under mu
 
 	beat         atomic.Int64 // unix seconds of the last round
 	readBefore   uint64       // records read and released by daemons before this one
+	lostBefore   uint64       // events that those have left unreported
 	read         atomic.Uint64
 	decodeErrors atomic.Uint64
-	timedOut     atomic.Uint64
-	timeoutsOut  atomic.Uint64 // timeouts that the filter leaves out
+	timedOut     atomic.Uint64 // of the records, those of timeouts
 	takingOver   atomic.Bool
 	takenOver    atomic.Uint64   // exchanges of an older state
-	olderLost    atomic.Uint64   // those that its ring had no room for
+	previousLost atomic.Uint64   // those that its ring had no room for
+	both         atomic.Uint64   // records of exchanges that the programs of both states have begun
 	own          atomic.Uint64   // events about flatd itself, and summaries
 	open         [2]atomic.Int64 // ours, theirs, as of the last sweep
+	overdue      atomic.Int64    // of these, those that wait for room in the ring
 	backlog      atomic.Int64    // bytes of the ring not read yet
 	outstanding  atomic.Int64    // bytes read and held back
-	forced       atomic.Uint64   // how often the half-ring bound let go
+	atRisk       atomic.Int64    // events that only the queues have
 }
 
 const (
 	sweepEvery = time.Second
-	// A ring that stays full is told so often, not at each sweep.
-	lossPause = 10 * time.Second
+	// A sweep for which the ring had too little room continues after this.
+	sweepAgain = 20 * time.Millisecond
 	// While records wait for their outputs the kernel does not wake the
 	// reader (see bpf.Reader), which then looks by itself this often.
 	pollEvery = 50 * time.Millisecond
@@ -96,11 +93,13 @@ const (
 )
 
 func newPipeline(state *bpf.State, reader *bpf.Reader, fanout *outputs.Fanout, recent *recent, owners *cgroups.Tree, c Config, log *slog.Logger) *pipeline {
+	marks := state.Marks()
 	p := &pipeline{
 		state: state, reader: reader, fanout: fanout, recent: recent, owners: owners,
 		clock: flows.NewClock(), log: log, began: bpf.BootTime(), summary: newSummarizer(c.Summary),
-		readBefore: state.Released(reader), pause: gatherLeast,
+		readBefore: marks.Records, lostBefore: marks.Unreported, pause: gatherLeast, losses: newLossReports(time.Now()),
 	}
+	p.inFlight.resume(marks)
 	p.measure.Store(&c.Measure)
 	p.filter.Store(&c.Filter)
 	p.names.Store(&map[int]string{})
@@ -117,7 +116,7 @@ func (p *pipeline) run(ctx context.Context) error {
 		}
 	}()
 	p.cpus.spare()
-	p.tellUnconfirmed()
+	p.reportLostBefore()
 	nextSweep := time.Now()
 	for ctx.Err() == nil {
 		now := time.Now()
@@ -130,20 +129,24 @@ func (p *pipeline) run(ctx context.Context) error {
 		if err := p.gather(); err != nil {
 			return err
 		}
-		if p.older != nil {
-			p.readOlder()
+		if p.previous != nil {
+			p.readPrevious()
 		}
 		if err := p.commit(); err != nil {
 			return err
 		}
 		if now := time.Now(); now.After(nextSweep) {
 			nextSweep = now.Add(sweepEvery)
-			if err := p.sweep(); err != nil {
+			full, err := p.sweep()
+			if err != nil {
 				return err
+			}
+			if full {
+				nextSweep = now.Add(sweepAgain) // once the ring has been read
 			}
 		}
 		timeout := time.Until(nextSweep)
-		if p.reader.Outstanding() > 0 || !p.custody.empty() {
+		if p.reader.Outstanding() > 0 || !p.inFlight.empty() {
 			timeout = min(timeout, pollEvery)
 		}
 		if err := p.reader.Wait(max(timeout, time.Millisecond)); err != nil {
@@ -179,18 +182,27 @@ func nextPause(last time.Duration, n int) time.Duration {
 // readAll takes what is in the ring and returns how many records that was.
 func (p *pipeline) readAll() (n int, err error) {
 	for ; ; n++ {
-		record, position, ok := p.reader.Next()
+		record, _, ok := p.reader.Next()
 		if !ok {
+			p.inFlight.pass(ringRecords, p.readUpTo())
 			return n, nil
 		}
-		before := p.read.Add(1) - 1
+		p.read.Add(1)
 		item := p.pool.Get()
 		if err := flows.Decode(record, &item.Event); err != nil {
 			p.decodeErrors.Add(1)
 			item.Release()
 			continue
 		}
-		item.Position = p.custody.take(charge{position: position, records: before})
+		if p.previous != nil && p.state.IsTheirs(p.previous.state, record) {
+			p.both.Add(1)
+			item.Release()
+			continue
+		}
+		if item.Event.Result == flows.ResultTimeout {
+			p.timedOut.Add(1)
+		}
+		p.inFlight.add(ringRecords, item, p.readUpTo())
 		replayed := item.Event.End < p.began
 		p.publish(item)
 		if replayed && n%replayStep == 0 {
@@ -202,6 +214,11 @@ func (p *pipeline) readAll() (n int, err error) {
 			}
 		}
 	}
+}
+
+// readUpTo is the mark of the records that have been read.
+func (p *pipeline) readUpTo() mark {
+	return mark{number: p.readBefore + p.read.Load(), position: p.reader.Position()}
 }
 
 // awaitRoom waits for the outputs, if they are behind and it may.
@@ -234,146 +251,37 @@ func (p *pipeline) enrich(e *flows.Event) {
 
 // commit has the kernel's half forget what every output has disposed of. An
 // output that is away may hold back half of the ring; beyond that its queue
-// alone has the events, and a crash would lose them.
+// alone has the oldest events, and if flatd ended now they would be lost.
+// model: DELIVER_FIRST
 func (p *pipeline) commit() error {
-	done := p.custody.settle(p.fanout.Held())
-	p.release()
-	if p.reader.Outstanding() > p.reader.Size()/2 {
-		p.custody.dropRecords()
-		p.release()
-		p.forced.Add(1)
-	}
-	if err := p.commitOlder(); err != nil {
-		return err
-	}
+	p.inFlight.settle()
+	p.inFlight.letGo(uint64(p.reader.Size() / 2))
+	p.state.SetMarks(p.reader, p.inFlight.marks())
 	p.backlog.Store(int64(p.reader.Backlog()))
 	p.outstanding.Store(int64(p.reader.Outstanding()))
-	if done.timeout > 0 {
-		p.state.ConfirmTimeouts(done.timeout)
-	}
-	if done.notFollowed > 0 {
-		p.state.ConfirmNotFollowed(done.notFollowed)
-	}
-	if done.lost == 0 {
-		return nil
-	}
-	p.losing -= done.lost
-	return p.state.TellLoss(done.lost)
+	p.atRisk.Store(int64(p.inFlight.atRisk()))
+	return p.commitPrevious()
 }
 
-// release lets the ring move on to the oldest record in custody.
-func (p *pipeline) release() {
-	oldest, ok := p.custody.record()
-	if !ok {
-		oldest = charge{records: p.read.Load()}
-	}
-	p.state.Release(p.reader, oldest.position, p.readBefore+oldest.records)
-}
-
-// sweep reports the requests that got no answer in time, and what was lost.
-func (p *pipeline) sweep() error {
+// sweep has the requests reported that got no answer in time, and reports what was lost.
+// full says that more are overdue than the ring has room for.
+func (p *pipeline) sweep() (full bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.clock.Refresh()
 	limit := p.measure.Load().Timeout
-	swept, err := p.state.Sweep(bpf.BootTime(), limit, func(side uint8, key, pending, question []byte) {
-		p.timeout(bpf.Timeout{
-			Number: p.state.LastTimeout(), LimitNs: uint64(limit),
-			Side: side, Key: key, Pending: pending, Question: question,
-		})
-	})
+	swept, err := p.state.Sweep(bpf.BootTime(), limit)
 	if err != nil {
-		return err
+		return false, err
 	}
 	p.open[0].Store(int64(swept.OpenOurs))
 	p.open[1].Store(int64(swept.OpenTheirs))
-	if err := errors.Join(p.tellLoss(), p.tellNotFollowed()); err != nil || p.older == nil {
-		return err
+	p.overdue.Store(int64(swept.Overdue))
+	if err := p.reportLosses(); err != nil || p.previous == nil {
+		return swept.Full, err
 	}
-	return errors.Join(p.sweepOlder(limit), p.endTakeover(limit))
-}
-
-// tellUnconfirmed reports the timeouts that an earlier daemon had found, and
-// was killed before every output had them.
-func (p *pipeline) tellUnconfirmed() {
-	p.state.UnconfirmedTimeouts(p.timeout)
-	if p.older != nil && p.older.older.CanSweep() {
-		p.older.older.UnconfirmedTimeouts(p.olderTimeout)
-	}
-}
-
-// timeout reports one request without an answer.
-func (p *pipeline) timeout(t bpf.Timeout) {
-	if !p.wantsTimeouts() {
-		p.timeoutsOut.Add(1)
-		p.custody.take(charge{timeout: t.Number}) // settled with what came before it
-		return
-	}
-	p.awaitRoom()
-	p.timedOut.Add(1)
-	item := p.decodeTimeout(t)
-	if item == nil {
-		return
-	}
-	item.Position = p.custody.take(charge{timeout: t.Number})
-	p.publish(item)
-}
-
-// wantsTimeouts reports whether timeouts are among the results that the
-// configuration asks for. The kernel leaves out the others by itself.
-func (p *pipeline) wantsTimeouts() bool {
-	wanted := p.filter.Load().Results
-	return len(wanted) == 0 || slices.Contains(wanted, "timeout")
-}
-
-// decodeTimeout returns the event of a timeout, or counts an error and returns nil.
-func (p *pipeline) decodeTimeout(t bpf.Timeout) *outputs.Item {
-	item := p.pool.Get()
-	if err := flows.DecodePending(t.Key, t.Pending, time.Duration(t.LimitNs), flows.Side(t.Side), &item.Event); err != nil {
-		p.decodeErrors.Add(1)
-		item.Release()
-		return nil
-	}
-	item.Event.DNS.SetQuestion(t.Question)
-	return item
-}
-
-// tellLoss reports once what the ring had no room for, also while no daemon
-// was there to read it.
-func (p *pipeline) tellLoss() error {
-	untold, err := p.state.UntoldLoss()
-	if err != nil || untold == p.losing || time.Now().Before(p.tellLossAgain) {
-		return err
-	}
-	p.tellLossAgain = time.Now().Add(lossPause)
-	lost := untold - p.losing
-	p.losing = untold
-	p.log.Warn("the event ring was full; these exchanges are counted but not reported", "lost", lost)
-	e := p.lossEvent(lost, fmt.Sprintf("%d events lost: the ring in the kernel was full", lost))
-	p.emitIn(e, p.custody.take(charge{lost: lost}))
-	return nil
-}
-
-// tellNotFollowed reports how many requests found no room in the tables, also
-// while no daemon was there to sweep them.
-func (p *pipeline) tellNotFollowed() error {
-	number, reported, err := p.state.NotFollowed()
-	if err != nil {
-		return err
-	}
-	told := &p.notFollowed
-	if told.again.IsZero() {
-		told.told = reported // by daemons before this one
-	}
-	n, ok := told.due(time.Now(), number)
-	told.own = 0 // no event of ours is a request
-	if !ok {
-		return nil
-	}
-	p.log.Warn("the table of open requests was full; these requests are counted but not followed", "requests", n)
-	e := p.lossEvent(n, fmt.Sprintf("%d requests not followed: the table of open requests in the kernel was full", n))
-	p.emitIn(e, p.custody.take(charge{notFollowed: number}))
-	return nil
+	p.reportBoth()
+	return swept.Full, errors.Join(p.sweepPrevious(limit), p.endTakeover(limit))
 }
 
 // tellSummary reports what the interval that has ended came to.
@@ -383,8 +291,8 @@ func (p *pipeline) tellSummary(now time.Time) error {
 		return err
 	}
 	a := accounts{
-		resultOut: counters[bpf.ResultOut] + p.timeoutsOut.Load(), tooFast: counters[bpf.TooFast],
-		sampledOut: counters[bpf.SampledOut], ringFull: counters[bpf.RingFull] + p.olderLost.Load(),
+		resultOut: counters[bpf.ResultOut], tooFast: counters[bpf.TooFast],
+		sampledOut: counters[bpf.SampledOut], ringFull: counters[bpf.RingFull] + p.previousLost.Load(),
 		halfOpen: counters[bpf.HalfOpen],
 	}
 	for _, s := range p.fanout.Stats() {
@@ -408,23 +316,22 @@ func (p *pipeline) status(action flows.Action, iface flows.Interface, message st
 	p.emit(p.statusEvent(&flows.Status{Action: action, Message: message}, iface))
 }
 
-// lossEvent says that events were lost, and how many.
-func (p *pipeline) lossEvent(lost uint64, message string) flows.Event {
-	return p.statusEvent(&flows.Status{Action: flows.ActionLoss, Lost: lost, Message: message}, flows.Interface{})
-}
-
 func (p *pipeline) statusEvent(s *flows.Status, iface flows.Interface) flows.Event {
 	now := bpf.BootTime()
 	return flows.Event{Kind: flows.KindStatus, Status: s, Interface: iface, End: now, Time: p.clock.Wall(now)}
 }
 
-func (p *pipeline) emit(e flows.Event) { p.emitIn(e, 0) }
+// emit publishes an event about flatd itself.
+func (p *pipeline) emit(e flows.Event) { p.publishOwn(p.ownItem(e)) }
 
-// emitIn publishes an event that is in custody by that ticket.
-func (p *pipeline) emitIn(e flows.Event, ticket uint64) {
-	p.own.Add(1)
+func (p *pipeline) ownItem(e flows.Event) *outputs.Item {
 	item := p.pool.Get()
-	item.Event, item.Position = e, ticket
+	item.Event = e
+	return item
+}
+
+func (p *pipeline) publishOwn(item *outputs.Item) {
+	p.own.Add(1)
 	p.recent.add(&item.Event)
 	p.fanout.Publish(item)
 }
@@ -436,8 +343,9 @@ func (p *pipeline) emitIn(e flows.Event, ticket uint64) {
 // not be running.
 func (p *pipeline) drain(ctx context.Context) error {
 	_, err := p.readAll()
-	if p.older != nil {
-		p.readOlder()
+	if p.previous != nil {
+		p.readPrevious()
+		p.reportBoth()
 	}
 	err = errors.Join(err, p.tellSummary(time.Now()))
 	patient, impatient := context.WithTimeout(ctx, time.Second)
@@ -446,9 +354,10 @@ func (p *pipeline) drain(ctx context.Context) error {
 		time.Sleep(pollEvery)
 	}
 	err = errors.Join(err, p.commit())
+	p.inFlight.ending = true
 	now, cancel := context.WithTimeout(ctx, pollEvery)
 	defer cancel()
-	return errors.Join(err, p.fanout.Drain(now))
+	return errors.Join(err, p.fanout.Drain(now), p.commit())
 }
 
 func (p *pipeline) configure(c Config) error {
@@ -467,10 +376,8 @@ func (p *pipeline) configure(c Config) error {
 func (p *pipeline) renewLease(keep time.Duration) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.waking() {
-		return nil
-	}
-	return p.state.RenewLease(leaseEnd(keep))
+	p.state.RenewLease(leaseEnd(keep))
+	return nil
 }
 
 // setNames takes the names of the interfaces by index. Names of those that

@@ -137,14 +137,14 @@ func (s *service) report(ctx context.Context, d *Daemon) error {
 	}
 	tick := time.NewTicker(pause)
 	defer tick.Stop()
-	told := make(map[string]*drops)
+	refused := make(map[string]*drops)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
-		d.tellDrops(told)
+		d.reportRefused(refused)
 		message := "STATUS=" + d.statusLine()
 		if stuck := d.stuck(); stuck == "" {
 			message += "\n" + sd.SdNotifyWatchdog

@@ -3,7 +3,6 @@ package daemon
 import (
 	"fmt"
 	"os"
-	"time"
 
 	"github.com/coreos/go-systemd/v22/journal"
 
@@ -93,59 +92,4 @@ func (d *Daemon) outputChanged(name string, err error) {
 		return
 	}
 	d.log.Info("output works", "output", name)
-}
-
-// drops is what has been told of an output's lost events.
-type drops struct {
-	told  uint64        // how many
-	again time.Time     // no more before that
-	pause time.Duration // until then
-	own   uint64        // events that told of it; a full queue drops one for each
-}
-
-// While an output goes on losing events that is told less and less often.
-const (
-	dropsPauseMin = 10 * time.Second
-	dropsPauseMax = time.Hour
-)
-
-// due returns how many of lost are news, and whether it is time to tell.
-func (d *drops) due(now time.Time, lost uint64) (n uint64, ok bool) {
-	n = lost - d.told
-	if now.Before(d.again) {
-		return n, false
-	}
-	if n <= d.own {
-		d.pause = 0 // it was quiet
-		return n, false
-	}
-	d.pause = min(max(2*d.pause, dropsPauseMin), dropsPauseMax)
-	d.told, d.again, d.own = lost, now.Add(d.pause), 1
-	return n, true
-}
-
-// tellDrops says what outputs have lost since the last time, by name in told:
-// once for many.
-func (d *Daemon) tellDrops(told map[string]*drops) {
-	now := time.Now()
-	for _, s := range d.fanout.Stats() {
-		if told[s.Name] == nil {
-			told[s.Name] = new(drops)
-		}
-		n, ok := told[s.Name].due(now, s.Dropped+s.Failed)
-		if !ok {
-			continue
-		}
-		why := "its queue was full"
-		if s.Failed > 0 {
-			why = fmt.Sprintf("%s, or they were refused: %s", why, s.LastError)
-		}
-		d.log.Warn("output lost events", "output", s.Name, "lost", n, "dropped", s.Dropped, "failed", s.Failed, "error", s.LastError)
-		d.pipeline.emit(d.pipeline.lossEvent(n, fmt.Sprintf("output %s lost %d events: %s", s.Name, n, why)))
-		for name, other := range told {
-			if name != s.Name {
-				other.own++
-			}
-		}
-	}
 }

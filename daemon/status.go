@@ -62,16 +62,21 @@ type OutputStatus struct {
 // of the kernel count since the pins were made, those of the daemon since its
 // start.
 type Books struct {
-	// requests = finished + timed_out + half_open + open + replaced + pending_full
+	// requests = finished + timed_out + half_open + translated + not_looking + open + replaced + pending_full
 	Requests    uint64 `json:"requests"`
 	Finished    uint64 `json:"finished"`
 	TimedOut    uint64 `json:"timed_out"`
-	HalfOpen    uint64 `json:"half_open"` // TCP attempts from outside that were not completed
-	Open        uint64 `json:"open"`      // as of the last sweep, a second ago at most
+	HalfOpen    uint64 `json:"half_open"`   // TCP attempts from outside that were not completed
+	Translated  uint64 `json:"translated"`  // whose answer may have come to a translated address
+	NotLooking  uint64 `json:"not_looking"` // during which flatd did not see every packet
+	Open        uint64 `json:"open"`        // as of the last sweep, a second ago at most
+	Overdue     uint64 `json:"overdue"`     // of these, timeouts that wait for room in the ring
 	Replaced    uint64 `json:"replaced"`
 	PendingFull uint64 `json:"pending_full"`
-	// finished = result_out + too_fast + sampled_out + ring_full + read_before + read, and
-	// what is still in the ring
+	// finished + timed_out + late + rescued = result_out + too_fast + sampled_out + ring_full +
+	// read_before + read, and what is still in the ring
+	Late       uint64 `json:"late"`    // answers after their timeout was reported
+	Rescued    uint64 `json:"rescued"` // of pending_full, those that got an answer
 	ResultOut  uint64 `json:"result_out"`
 	TooFast    uint64 `json:"too_fast"`
 	SampledOut uint64 `json:"sampled_out"`
@@ -79,15 +84,20 @@ type Books struct {
 
 	ReadBefore uint64 `json:"read_before"` // records, by daemons before this one
 	Read       uint64 `json:"read"`        // records, by this daemon
-	// each output's offered = read + timeouts_seen + taken_over - decode_errors + own
-	TimeoutsSeen uint64 `json:"timeouts_seen"` // by this daemon, without
-	TimeoutsOut  uint64 `json:"timeouts_out"`  // those that filter.results leaves out
+	// each output's offered = read + taken_over - decode_errors + own
+	TimeoutsSeen uint64 `json:"timeouts_seen"` // of read
 	DecodeErrors uint64 `json:"decode_errors"`
 	TakenOver    uint64 `json:"taken_over"` // exchanges of programs of an older layout
 	Own          uint64 `json:"own"`        // events about flatd itself, and summaries
 	// What the ring of those programs had no room for, as far as no daemon before
 	// this one has told. Some of it the new programs may have reported.
 	TakenOverLost uint64 `json:"taken_over_lost"`
+	// Records of exchanges that the programs of both layouts have begun, and that were
+	// left out: the other programs report them. Their sequence numbers are missing.
+	TakenOverBoth uint64 `json:"taken_over_both"`
+	// What daemons before this one have read and then ended with, while an output
+	// was away, as far as they had not reported it as lost to every output.
+	LostBefore uint64 `json:"lost_before"`
 }
 
 // RingStatus is the state of the event ring, in bytes.
@@ -95,9 +105,9 @@ type RingStatus struct {
 	Size        int `json:"size"`
 	Backlog     int `json:"backlog"`     // not read yet
 	Outstanding int `json:"outstanding"` // read, but held back for an output
-	// Forced counts how often more than half of the ring was held back and
-	// let go: what an output has queued beyond that a crash would lose.
-	Forced uint64 `json:"forced"`
+	// AtRisk is how many events have left the ring and some output does not have:
+	// only queues hold them, and a restart or a crash would lose them.
+	AtRisk int `json:"at_risk"`
 }
 
 // Status asks everything that has a part in flatd how it is.
@@ -112,17 +122,18 @@ func (d *Daemon) Status() (Status, error) {
 		Interfaces: d.interfaces(), TakingOver: p.takingOver.Load(),
 		Books: Books{
 			Requests: counters[bpf.Requests], Finished: counters[bpf.Finished], TimedOut: counters[bpf.TimedOut],
-			HalfOpen: counters[bpf.HalfOpen],
-			Open:     uint64(p.open[0].Load() + p.open[1].Load()),
+			HalfOpen: counters[bpf.HalfOpen], Translated: counters[bpf.Translated], NotLooking: counters[bpf.NotLooking],
+			Open: uint64(p.open[0].Load() + p.open[1].Load()), Overdue: uint64(p.overdue.Load()),
+			Late: counters[bpf.Late], Rescued: counters[bpf.Rescued],
 			Replaced: counters[bpf.Replaced], PendingFull: counters[bpf.PendingFull],
 			ResultOut: counters[bpf.ResultOut], TooFast: counters[bpf.TooFast], SampledOut: counters[bpf.SampledOut], RingFull: counters[bpf.RingFull],
 			ReadBefore: p.readBefore, Read: p.read.Load(),
-			TimeoutsSeen: p.timedOut.Load(), TimeoutsOut: p.timeoutsOut.Load(), DecodeErrors: p.decodeErrors.Load(), Own: p.own.Load(),
-			TakenOver: p.takenOver.Load(), TakenOverLost: p.olderLost.Load(),
+			TimeoutsSeen: p.timedOut.Load(), DecodeErrors: p.decodeErrors.Load(), Own: p.own.Load(),
+			TakenOver: p.takenOver.Load(), TakenOverLost: p.previousLost.Load(), LostBefore: p.lostBefore, TakenOverBoth: p.both.Load(),
 		},
 		Ring: RingStatus{
 			Size: p.reader.Size(), Backlog: int(p.backlog.Load()),
-			Outstanding: int(p.outstanding.Load()), Forced: p.forced.Load(),
+			Outstanding: int(p.outstanding.Load()), AtRisk: int(p.atRisk.Load()),
 		},
 		Counters: counters.Map(),
 	}
@@ -195,6 +206,9 @@ func (d *Daemon) judge(s Status) (measuring bool, problems []string) {
 	}
 	if s.Books.TakenOverLost > 0 {
 		problems = append(problems, fmt.Sprintf("%d events lost of those that programs of another layout were to report: their ring was full", s.Books.TakenOverLost))
+	}
+	if s.Books.LostBefore > 0 {
+		problems = append(problems, lostBefore(s.Books.LostBefore))
 	}
 	if s.Books.PendingFull > 0 {
 		problems = append(problems, fmt.Sprintf("%d requests not followed since the pins were made: the table was full", s.Books.PendingFull))

@@ -8,198 +8,204 @@ import (
 
 	"github.com/flatd/flatd/bpf"
 	"github.com/flatd/flatd/flows"
-	"github.com/flatd/flatd/outputs"
 )
 
-// takeover is the time in which programs of an older layout are still at work.
-// The new ones are attached beside them, asleep, and woken all at once; a
-// request is theirs if it was sent after that moment, else the older programs'.
-// Those stay until all that they follow has been answered or has timed out.
+// takeover is the time in which programs of another layout are still at work, in the
+// words of bpf: the previous ones. Ours are attached in front of them and begin nothing
+// at first. TakeOver has ours begin what is new, and the previous ones nothing; these
+// stay until all that they follow has been answered or has timed out.
 type takeover struct {
-	older    *bpf.Older
-	reader   *bpf.Reader
-	since    atomic.Uint64 // when the new programs were woken; 0: not yet
-	losing   uint64        // how many lost events are being told
-	detached bool
+	state     *bpf.Previous
+	marks     bpf.Marks     // of that state, as they were found
+	read      uint64        // records
+	since     atomic.Uint64 // when ours were told to begin; 0: not yet
+	confirmed uint64        // timeouts that the state need not remember
+	both      uint64        // records left out, as reported
+	detached  bool
 }
 
-// takeOver prepares for it if there is an older state. It is called before the
+// previousThings are what events from a previous state are about.
+var previousThings = []thing{previousRecords, previousFull, previousLost, previousTimeouts}
+
+// takeOver prepares for it if there is a previous state. It is called before the
 // interfaces are attached.
 func (p *pipeline) takeOver() error {
-	older, err := p.state.Older()
-	if err != nil || older == nil {
+	previous, err := p.state.Previous()
+	if err != nil || previous == nil {
 		return err
 	}
-	t := &takeover{older: older}
-	t.since.Store(p.state.TakenOver())
-	if t.since.Load() == 0 {
-		if err := p.state.Sleep(); err != nil {
-			return errors.Join(err, older.Close())
-		}
+	t := &takeover{state: previous}
+	if t.marks, err = previous.Marks(); err != nil {
+		return errors.Join(err, previous.Close())
+	}
+	p.inFlight.pass(previousRecords, t.readUpTo())
+	p.inFlight.pass(previousFull, mark{number: t.marks.RingFull})
+	if p.state.TakingOver() {
 		p.state.Start = bpf.StartBeside
+	} else {
+		t.since.Store(bpf.BootTime()) // by a daemon before this one, some time ago
 	}
-	if t.reader, err = older.Reader(); err != nil {
-		return errors.Join(err, older.Close())
+	if !previous.CanSweep() {
+		p.log.Warn("the open requests of the previous programs cannot be read: those that are never answered will not be reported", "layout", previous.Name())
 	}
-	if !older.CanSweep() {
-		p.log.Warn("the older programs' requests cannot be read: those that are never answered will not be reported", "layout", older.ABI)
+	if !previous.CanCount() {
+		p.log.Warn("the counters of the previous programs cannot be read: what their ring had no room for will not be reported", "layout", previous.Name())
 	}
-	if !older.CanCount() {
-		p.log.Warn("the older programs' counters cannot be read: what their ring had no room for will not be told", "layout", older.ABI)
-	}
-	p.older = t
+	p.previous = t
 	p.takingOver.Store(true)
-	return p.tellOlderLoss()
+	if n := t.marks.Unreported; n > 0 {
+		p.lostBefore += n
+		p.reportLoss(previousLost, n, n, lostBefore(n))
+	}
+	return p.reportPreviousFull()
 }
 
-// wake begins to measure, now that the interfaces are attached.
+// readUpTo is the mark of the records of the previous ring that have been read.
+func (t *takeover) readUpTo() mark {
+	return mark{number: t.marks.Records + t.read, position: t.state.Position()}
+}
+
+// wake has our programs begin, now that the interfaces are attached.
 func (p *pipeline) wake(keep time.Duration) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.waking() {
+	if p.previous == nil || p.previous.since.Load() != 0 {
 		return nil
 	}
-	since, err := p.state.TakeOver(p.older.older, leaseEnd(keep))
-	p.older.since.Store(since)
-	return err
+	if err := p.state.TakeOver(p.previous.state); err != nil {
+		return err
+	}
+	p.previous.since.Store(bpf.BootTime())
+	p.state.RenewLease(leaseEnd(keep))
+	return nil
 }
 
-// waking reports whether wake is still to come; until then there is no lease
-// to renew.
-func (p *pipeline) waking() bool { return p.older != nil && p.older.since.Load() == 0 }
-
-// olders reports whether a request that was sent at that time is the older
-// programs' to report.
-func (t *takeover) olders(sent uint64) bool {
-	since := t.since.Load()
-	return since == 0 || sent < since
-}
-
-// readOlder takes what is in the older ring.
-func (p *pipeline) readOlder() {
+// readPrevious takes what is in the previous ring, but for what ours report too.
+func (p *pipeline) readPrevious() {
 	for n := 1; ; n++ {
 		if n%replayStep == 0 {
 			p.awaitRoom()
 		}
-		record, _, ok := p.older.reader.Next()
+		record, _, ok := p.previous.state.Next()
 		if !ok {
+			p.inFlight.pass(previousRecords, p.previous.readUpTo())
 			return
 		}
-		item := p.pool.Get()
-		if err := flows.Decode(record, &item.Event); err != nil {
-			p.takenOver.Add(1)
-			p.decodeErrors.Add(1)
-			item.Release()
-			continue
-		}
-		p.publishOlder(item, item.Event.End-uint64(item.Event.Duration))
+		p.previous.read++
+		p.publishPrevious(record, previousRecords, p.previous.readUpTo())
 	}
 }
 
-// publishOlder hands on what is the older programs' to report: a request that
-// was sent at that time.
-func (p *pipeline) publishOlder(item *outputs.Item, sent uint64) {
-	if !p.older.olders(sent) {
+// publishPrevious hands on a record of the previous programs. The event takes a thing up
+// to a mark.
+func (p *pipeline) publishPrevious(record []byte, t thing, to mark) {
+	item := p.pool.Get()
+	if err := flows.Decode(record, &item.Event); err != nil {
+		p.takenOver.Add(1)
+		p.decodeErrors.Add(1)
+		item.Release()
+		return
+	}
+	if p.state.IsOurs(p.previous.state, record) {
+		p.both.Add(1)
 		item.Release()
 		return
 	}
 	p.takenOver.Add(1)
-	item.Position = p.custody.take(charge{older: true})
+	p.inFlight.add(t, item, to)
 	p.publish(item)
 }
 
-// sweepOlder reports the older programs' timeouts.
-func (p *pipeline) sweepOlder(limit time.Duration) error {
-	if !p.older.older.CanSweep() {
-		return nil
-	}
-	_, err := p.older.older.Sweep(bpf.BootTime(), limit, func(side uint8, key, pending, question []byte) {
-		p.olderTimeout(bpf.Timeout{LimitNs: uint64(limit), Side: side, Key: key, Pending: pending, Question: question})
+// sweepPrevious has the timeouts of the previous programs reported.
+func (p *pipeline) sweepPrevious(limit time.Duration) error {
+	_, err := p.previous.state.Sweep(bpf.BootTime(), limit, func(record []byte) {
+		p.awaitRoom()
+		to := mark{number: p.previous.state.LastTimeout()}
+		p.publishPrevious(record, previousTimeouts, to)
+		p.inFlight.pass(previousTimeouts, to) // also if there is no event
 	})
 	return err
 }
 
-func (p *pipeline) olderTimeout(t bpf.Timeout) {
-	p.awaitRoom()
-	item := p.decodeTimeout(t)
-	if item == nil {
-		p.takenOver.Add(1)
-		return
-	}
-	sent := item.Event.End - t.LimitNs
-	if p.older.olders(sent) && !p.wantsTimeouts() {
-		p.timeoutsOut.Add(1)
-		item.Release()
-		return
-	}
-	p.publishOlder(item, sent)
-}
-
-// tellOlderLoss reports once what the older ring had no room for.
-func (p *pipeline) tellOlderLoss() error {
-	t := p.older
-	if !t.older.CanCount() {
+// reportPreviousFull reports once what the previous ring had no room for.
+func (p *pipeline) reportPreviousFull() error {
+	t := p.previous
+	if !t.state.CanCount() {
 		return nil
 	}
-	untold, err := t.older.UntoldLoss()
-	if err != nil || untold == t.losing {
+	full, err := t.state.RingFull()
+	if err != nil {
 		return err
 	}
-	lost := untold - t.losing
-	t.losing = untold
-	p.olderLost.Add(lost)
-	p.log.Warn("the older programs' ring was full; these exchanges are not reported", "lost", lost, "layout", t.older.ABI)
-	message := fmt.Sprintf("%d events lost: the ring of the older programs was full", lost)
-	if t.since.Load() != 0 { // some of these may be the new programs' to report
-		message = "up to " + message
+	lost := p.inFlight.unreported(previousFull, full)
+	if lost == 0 {
+		return nil
 	}
-	p.emitIn(p.lossEvent(lost, message), p.custody.take(charge{older: true}))
+	p.previousLost.Add(lost)
+	p.log.Warn("the previous programs' ring was full; these exchanges are not reported", "lost", lost, "layout", t.state.Name())
+	p.reportLoss(previousFull, full, lost, fmt.Sprintf("%d events lost: the previous programs' ring was full", lost))
 	return nil
 }
 
-// commitOlder lets the older state forget what every output has disposed of.
-func (p *pipeline) commitOlder() error {
-	if p.older == nil || p.custody.older > 0 {
+// commitPrevious lets the previous state forget what every output has disposed of.
+func (p *pipeline) commitPrevious() error {
+	if p.previous == nil {
 		return nil
 	}
-	t := p.older
-	t.reader.Commit()
-	if t.older.CanSweep() {
-		t.older.ConfirmTimeouts(t.older.LastTimeout())
+	t, f := p.previous, &p.inFlight
+	if n := f.mark(previousTimeouts).number; n > t.confirmed {
+		t.confirmed = n
+		t.state.ConfirmTimeouts(n)
 	}
-	if t.losing == 0 {
-		return nil
-	}
-	told := t.losing
-	t.losing = 0
-	return t.older.TellLoss(told)
+	records := f.mark(previousRecords)
+	return t.state.SetMarks(bpf.Marks{
+		Records: records.number, Position: records.position,
+		Unreported: t.marks.Unreported - f.mark(previousLost).number,
+		RingFull:   f.mark(previousFull).number, TableFull: t.marks.TableFull,
+	})
 }
 
-// endTakeover removes the older state once nothing is left to come of it.
+// reportBoth says of how many exchanges, begun by the programs of both states, one record
+// was left out: its sequence number is missing, and nothing else.
+func (p *pipeline) reportBoth() {
+	n := p.both.Load() - p.previous.both
+	if n == 0 {
+		return
+	}
+	p.previous.both += n
+	p.status(flows.ActionConfig, flows.Interface{}, fmt.Sprintf("%d exchanges were begun by the programs of both layouts and are reported once; %d sequence numbers are unused", n, n))
+}
+
+// endTakeover removes the previous state once nothing is left to come of it.
 func (p *pipeline) endTakeover(limit time.Duration) error {
-	t := p.older
-	// Every request from before has had its time, and two sweeps.
+	t := p.previous
+	// Every request from before has had its time, and two sweeps. model: DRAIN
 	if since := t.since.Load(); since == 0 || bpf.BootTime() < since+uint64(limit+2*sweepEvery) {
 		return nil
 	}
 	if !t.detached {
-		if err := t.older.Detach(); err != nil {
+		if err := t.state.Detach(); err != nil {
 			return err
 		}
 		t.detached = true
 	}
-	p.readOlder()
-	if err := p.tellOlderLoss(); err != nil {
+	// Our ring too: which of its records are the previous programs' to report, their state says.
+	if _, err := p.readAll(); err != nil {
 		return err
 	}
-	if t.reader.Backlog() > 0 || p.custody.older > 0 {
+	p.readPrevious()
+	if err := p.reportPreviousFull(); err != nil {
+		return err
+	}
+	if t.state.Backlog() > 0 || p.inFlight.any(previousThings...) {
 		return nil // the outputs do not have all of it yet
 	}
-	p.older = nil
+	p.reportBoth()
+	p.previous = nil
 	p.takingOver.Store(false)
-	p.log.Info("the programs of another layout have been taken over from", "layout", t.older.ABI, "events", p.takenOver.Load())
-	p.status(flows.ActionConfig, flows.Interface{}, fmt.Sprintf("took over from the programs of layout %d", t.older.ABI))
-	return errors.Join(t.reader.Close(), t.older.Remove())
+	p.log.Info("took over from the programs of another layout", "layout", t.state.Name(), "events", p.takenOver.Load())
+	p.status(flows.ActionConfig, flows.Interface{}, "took over from the programs of layout "+t.state.Name())
+	return errors.Join(t.state.Remove(), p.state.EndTakeOver())
 }
 
 func leaseEnd(keep time.Duration) uint64 {

@@ -12,6 +12,9 @@ type device struct {
 	bpf.Interface
 	Enslaved bool // a port of a bridge or bond, where its packets are seen again
 	Default  bool // holds a default route
+	// Translating: NAT acts between its two hooks, so that an answer may have other
+	// addresses than its request.
+	Translating bool
 	// Unsupported is the link type of a device whose packets begin with
 	// neither an Ethernet nor an IP header, otherwise "".
 	Unsupported string

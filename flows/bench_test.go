@@ -1,17 +1,13 @@
 package flows
 
-import (
-	"testing"
-	"time"
-)
+import "testing"
 
 // hotPath is everything that may be done for every event, into a buffer with
 // room. (Refresh is not, but is to be as free of garbage.)
 func hotPath(tb testing.TB) map[string]func(dst []byte, e *Event) []byte {
 	tcp := native(tb, tcpRecord())
-	dns := native(tb, dnsRecord(question(28, "www", "example", "com")))
-	cKey, cValue := pendingDNS()
-	key, value := native(tb, cKey), native(tb, cValue)
+	timeout := native(tb, timeoutRecord())
+	dns := native(tb, dnsRecordOf(question(28, "www", "example", "com")))
 	clock := NewClock()
 	scratch := new(Event)
 	must := func(err error) {
@@ -30,12 +26,9 @@ func hotPath(tb testing.TB) map[string]func(dst []byte, e *Event) []byte {
 		"Community": func(dst []byte, e *Event) []byte { return e.AppendCommunityID(dst) },
 		"Decode":    func(dst []byte, e *Event) []byte { must(Decode(tcp, scratch)); return dst },
 		"DecodeDNS": func(dst []byte, e *Event) []byte { must(Decode(dns, scratch)); return dst },
-		"DecodePending": func(dst []byte, e *Event) []byte {
-			must(DecodePending(key, value, time.Second, SideClient, scratch))
-			return dst
-		},
-		"Wall":    func(dst []byte, e *Event) []byte { scratch.Time = clock.Wall(uint64(clock.boottime())); return dst },
-		"Refresh": func(dst []byte, e *Event) []byte { clock.Refresh(); return dst },
+		"Timeout":   func(dst []byte, e *Event) []byte { must(Decode(timeout, scratch)); return dst },
+		"Wall":      func(dst []byte, e *Event) []byte { scratch.Time = clock.Wall(uint64(clock.boottime())); return dst },
+		"Refresh":   func(dst []byte, e *Event) []byte { clock.Refresh(); return dst },
 	}
 }
 

@@ -134,7 +134,7 @@ func (e *Event) appendAbout(dst []byte) []byte {
 	if e.Result == ResultUnreachable {
 		dst = append(append(dst, ' '), e.icmpErrorName()...)
 	}
-	dst = e.appendNotes(dst)
+	dst = e.appendNotes(dst, e.Late)
 	if len(dst) > start {
 		dst = slices.Delete(dst, start, start+1) // the space before the first of them
 	}

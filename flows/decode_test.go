@@ -11,46 +11,11 @@ import (
 	"time"
 )
 
-// cRecord is struct flat_record of bpf/record.h, member by member. C puts no
-// padding between them, encoding/binary never does.
-type cRecord struct {
-	Sequence, EndNS, DurationNS, RTTNS    uint64
-	ClientRTTNS, Cgroup                   uint64
-	Source, Destination                   [16]byte
-	SourcePort, DestinationPort           [2]byte
-	Ifindex, ID, Repeats, UID             uint32
-	VLAN                                  uint16
-	Kind, Side, Result, Flags, TTL, RCode uint8
-	ICMPType, ICMPCode                    uint8
-	QuestionLength                        uint16
-	Comm                                  [16]byte
-	PID                                   uint32
-	Reserved                              uint32
-}
-
-type cDNSRecord struct {
-	Record   cRecord
+// dnsRecord is struct flat_dns_record of bpf/record.h. C puts no padding
+// between the members of these structs, and encoding/binary never does.
+type dnsRecord struct {
+	Record   Record
 	Question [264]byte
-}
-
-// cKey and cPending are struct flat_key and flat_pending of bpf/maps.h.
-type cKey struct {
-	Local, Remote         [16]byte
-	LocalPort, RemotePort [2]byte
-	ID, Ifindex, Kind     uint32
-}
-
-type cPending struct {
-	FirstNS, LastNS, Seal, Cgroup uint64
-	UID, ISN                      uint32
-	Payload                       uint16
-	Answers, Flags                uint8
-	FirstTSVal, LastTSVal         uint32
-	Repeats, Ifindex              uint32
-	VLAN                          uint16
-	State, TTL                    uint8
-	Lock, PID                     uint32
-	Comm                          [16]byte
 }
 
 func native(t testing.TB, v any) []byte {
@@ -66,8 +31,8 @@ func port16(p uint16) [2]byte { return [2]byte{byte(p >> 8), byte(p)} }
 
 func addr16(s string) [16]byte { return netip.MustParseAddr(s).As16() }
 
-func tcpRecord() cRecord {
-	return cRecord{
+func tcpRecord() Record {
+	return Record{
 		Sequence: 107187, EndNS: 7_000_000_000, DurationNS: 1_234_567, RTTNS: 1_234_000,
 		Source: addr16("192.0.2.10"), Destination: addr16("198.51.100.20"),
 		SourcePort: port16(43210), DestinationPort: port16(443),
@@ -77,23 +42,24 @@ func tcpRecord() cRecord {
 	}
 }
 
-func dnsRecord(section []byte) cDNSRecord {
-	r := cDNSRecord{Record: tcpRecord()}
+func dnsRecordOf(section []byte) dnsRecord {
+	r := dnsRecord{Record: tcpRecord()}
 	r.Record.Kind, r.Record.Result, r.Record.RCode, r.Record.ID = 2, 2, 3, 0x1234
 	r.Record.QuestionLength = uint16(copy(r.Question[:259], section))
 	return r
 }
 
-func TestSizes(t *testing.T) {
-	for name, sizes := range map[string][2]int{
-		"flat_record":     {len(native(t, cRecord{})), RecordSize},
-		"flat_dns_record": {len(native(t, cDNSRecord{})), 400},
-		"flat_key":        {len(native(t, cKey{})), KeySize},
-		"flat_pending":    {len(native(t, cPending{})), PendingSize},
-	} {
-		if sizes[0] != sizes[1] {
-			t.Errorf("%s: %d bytes, want %d", name, sizes[0], sizes[1])
-		}
+// timeoutRecord is a connection that got no answer within ten seconds.
+func timeoutRecord() Record {
+	r := tcpRecord()
+	r.Result, r.EndNS, r.DurationNS, r.RTTNS, r.Flags, r.TTL = 5, 15_000_000_000, 10_000_000_000, 0, 0, 0
+	return r
+}
+
+// If Go had padding where C has none, members would be read from elsewhere.
+func TestRecordHasNoPadding(t *testing.T) {
+	if members := len(native(t, Record{})); members != RecordSize {
+		t.Errorf("the members have %d bytes, Record %d", members, RecordSize)
 	}
 }
 
@@ -109,6 +75,83 @@ func TestDecode(t *testing.T) {
 	got := dnsSample() // nothing of it may remain
 	if err := Decode(native(t, tcpRecord()), &got); err != nil || got != want {
 		t.Errorf("got  %+v, %v\nwant %+v", got, err, want)
+	}
+}
+
+// Copies of records lie at any address.
+func TestDecodeUnaligned(t *testing.T) {
+	record := native(t, dnsRecordOf(question(1, "example", "com")))
+	var want, got Event
+	if err := Decode(record, &want); err != nil {
+		t.Fatal(err)
+	}
+	for shift := 1; shift < 8; shift++ {
+		moved := append(make([]byte, shift), record...)[shift:]
+		if err := Decode(moved, &got); err != nil || got != want {
+			t.Errorf("%d bytes further: got  %+v, %v\nwant %+v", shift, got, err, want)
+		}
+	}
+}
+
+// A timeout has a sequence and so the same kind of id as an answer.
+func TestDecodeTimeout(t *testing.T) {
+	want := Event{
+		Kind: KindTCP, Side: SideClient, Result: ResultTimeout,
+		End: 15_000_000_000, Limit: 10 * time.Second, Retransmits: 1,
+		Source:      netip.MustParseAddrPort("192.0.2.10:43210"),
+		Destination: netip.MustParseAddrPort("198.51.100.20:443"),
+		Interface:   Interface{Index: 2}, VLAN: 7, Sequence: 107187, Cgroup: 4711, UID: 33,
+		Process: Process{PID: 4321, comm: [16]byte{'c', 'u', 'r', 'l'}},
+	}
+	r := timeoutRecord()
+	got := tcpSample()
+	if err := Decode(native(t, r), &got); err != nil || got != want {
+		t.Errorf("got  %+v, %v\nwant %+v", got, err, want)
+	}
+	if id := string(testHost.AppendID(nil, &got)); id != "6f1c0d2e-107187" {
+		t.Errorf("id %s", id)
+	}
+
+	r.Sequence, r.RequestID = 0, 0xa17 // left by layout 2
+	want.Sequence, want.Request = 0, 0xa17
+	if err := Decode(native(t, r), &got); err != nil || got != want {
+		t.Errorf("of an earlier version: got  %+v, %v\nwant %+v", got, err, want)
+	}
+	if id := string(testHost.AppendID(nil, &got)); id != "6f1c0d2e-t0000000000000a17" {
+		t.Errorf("id of an earlier version's: %s", id)
+	}
+
+	r.DurationNS = r.EndNS + 1 // before boot
+	if err := Decode(native(t, r), &got); err != nil || got.Limit != 0 || got.Duration != 0 {
+		t.Errorf("before boot: limit %s, duration %s, %v", got.Limit, got.Duration, err)
+	}
+}
+
+// translatedRecord is a late answer to another address than the request's.
+func translatedRecord() Record {
+	r := tcpRecord()
+	r.Flags |= RecordLate | RecordNATSource
+	r.NAT, r.NATPort = addr16("172.30.0.2"), port16(39106)
+	return r
+}
+
+func TestDecodeTranslated(t *testing.T) {
+	r := translatedRecord()
+	var e Event
+	if err := Decode(native(t, r), &e); err != nil {
+		t.Fatal(err)
+	}
+	if e.NATSource != netip.MustParseAddrPort("172.30.0.2:39106") || e.NATDestination.IsValid() || !e.Late {
+		t.Errorf("source %s, destination %s, late %t", e.NATSource, e.NATDestination, e.Late)
+	}
+
+	r.Kind, r.Result, r.Flags = 4, 2, RecordNATDestination
+	r.NAT = addr16("2001:db8::7")
+	if err := Decode(native(t, r), &e); err != nil {
+		t.Fatal(err)
+	}
+	if e.NATSource.IsValid() || e.NATDestination != netip.MustParseAddrPort("[2001:db8::7]:0") || e.Late {
+		t.Errorf("an echo: source %s, destination %s, late %t", e.NATSource, e.NATDestination, e.Late)
 	}
 }
 
@@ -130,17 +173,22 @@ func TestDecodeFlags(t *testing.T) {
 
 func TestDecodeDNS(t *testing.T) {
 	var e Event
-	if err := Decode(native(t, dnsRecord(question(28, "nowhere", "example"))), &e); err != nil {
+	if err := Decode(native(t, dnsRecordOf(question(28, "nowhere", "example"))), &e); err != nil {
 		t.Fatal(err)
 	}
 	if e.DNS.ID != 0x1234 || e.ResultName() != "nxdomain" || e.DNS.Type != 28 || nameOf(e.DNS) != "nowhere.example" {
 		t.Errorf("got %+v", e.DNS)
 	}
+	r := dnsRecordOf(nil)
+	r.Record.RCode = 0xf017 // four bits more than there can be
+	if err := Decode(native(t, r), &e); err != nil || e.DNS.RCode != 23 || e.ResultName() != "badcookie" || !e.Failed() {
+		t.Errorf("extended: %d, %s, failed %t, %v", e.DNS.RCode, e.ResultName(), e.Failed(), err)
+	}
 }
 
 // The ring's memory is used again: behind the question is the last one's rest.
 func TestDecodeQuestionEnds(t *testing.T) {
-	r := dnsRecord(question(1, "example", "com"))
+	r := dnsRecordOf(question(1, "example", "com"))
 	r.Record.QuestionLength = 8 // within the name
 	var e Event
 	if err := Decode(native(t, r), &e); err != nil || e.DNS.HasQuestion() {
@@ -182,7 +230,7 @@ func TestDecodeClockAnomaly(t *testing.T) {
 }
 
 func TestDecodeRefuses(t *testing.T) {
-	record := func(change func(*cRecord)) []byte {
+	record := func(change func(*Record)) []byte {
 		r := tcpRecord()
 		change(&r)
 		return native(t, r)
@@ -193,17 +241,17 @@ func TestDecodeRefuses(t *testing.T) {
 		want   error
 	}{
 		{"nothing", nil, ErrShort},
-		{"a byte missing", native(t, tcpRecord())[:95], ErrShort},
-		{"kind 0", record(func(r *cRecord) { r.Kind = 0 }), ErrKind},
-		{"kind 5", record(func(r *cRecord) { r.Kind = 5 }), ErrKind},
-		{"kind of status", record(func(r *cRecord) { r.Kind = 255 }), ErrKind},
-		{"side 0", record(func(r *cRecord) { r.Side = 0 }), ErrSide},
-		{"side 3", record(func(r *cRecord) { r.Side = 3 }), ErrSide},
-		{"result 0", record(func(r *cRecord) { r.Result = 0 }), ErrResult},
-		{"timeout from the kernel", record(func(r *cRecord) { r.Result = 5 }), ErrResult},
-		{"DNS without question", record(func(r *cRecord) { r.Kind, r.QuestionLength = 2, 1 }), ErrShort},
+		{"a byte missing", native(t, tcpRecord())[:RecordSize-1], ErrShort},
+		{"kind 0", record(func(r *Record) { r.Kind = 0 }), ErrKind},
+		{"kind 5", record(func(r *Record) { r.Kind = 5 }), ErrKind},
+		{"kind of status", record(func(r *Record) { r.Kind = 255 }), ErrKind},
+		{"side 0", record(func(r *Record) { r.Side = 0 }), ErrSide},
+		{"side 3", record(func(r *Record) { r.Side = 3 }), ErrSide},
+		{"result 0", record(func(r *Record) { r.Result = 0 }), ErrResult},
+		{"result 6", record(func(r *Record) { r.Result = 6 }), ErrResult},
+		{"DNS without question", record(func(r *Record) { r.Kind, r.QuestionLength = 2, 1 }), ErrShort},
 		{"question beyond the record", func() []byte {
-			r := dnsRecord(nil)
+			r := dnsRecordOf(nil)
 			r.Record.QuestionLength = 265
 			return native(t, r)
 		}(), ErrShort},
@@ -219,93 +267,14 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 }
 
-func pendingDNS() (cKey, cPending) {
-	return cKey{
-			Local: addr16("192.0.2.10"), Remote: addr16("198.51.100.53"),
-			LocalPort: port16(33333), RemotePort: port16(53), ID: 0x1234, Kind: 2,
-		}, cPending{
-			FirstNS: 5_000_000_000, LastNS: 6_000_000_000, Repeats: 3, Ifindex: 2, VLAN: 7, TTL: 64, Flags: 1 << 2,
-			Cgroup: 4711, UID: 33,
-		}
-}
-
-func TestDecodePending(t *testing.T) {
-	key, value := pendingDNS()
-	want := Event{
-		Kind: KindDNS, Side: SideClient, Result: ResultTimeout,
-		End: 15_000_000_000, Limit: 10 * time.Second, Retransmits: 3,
-		Source:      netip.MustParseAddrPort("192.0.2.10:33333"),
-		Destination: netip.MustParseAddrPort("198.51.100.53:53"),
-		Interface:   Interface{Index: 2}, VLAN: 7, QUIC: true, DNS: DNS{ID: 0x1234}, Cgroup: 4711, UID: 33,
-	}
-	got := tcpSample()
-	if err := DecodePending(native(t, key), native(t, value), 10*time.Second, SideClient, &got); err != nil {
-		t.Fatal(err)
-	}
-	want.Request = got.Request
-	if got != want {
-		t.Errorf("got  %+v\nwant %+v", got, want)
-	}
-
-	want.Side, want.TTL = SideServer, 64
-	want.Source, want.Destination = want.Destination, want.Source
-	if err := DecodePending(native(t, key), native(t, value), 10*time.Second, SideServer, &got); err != nil || got != want {
-		t.Errorf("server side: got  %+v, %v\nwant %+v", got, err, want)
-	}
-}
-
-// The id is that of the request: not of the limit, nor of what came later.
-func TestDecodePendingRequest(t *testing.T) {
-	request := func(change func(*cKey, *cPending), limit time.Duration) uint64 {
-		key, value := pendingDNS()
-		change(&key, &value)
-		var e Event
-		if err := DecodePending(native(t, key), native(t, value), limit, SideClient, &e); err != nil {
-			t.Fatal(err)
-		}
-		return e.Request
-	}
-	first := request(func(*cKey, *cPending) {}, time.Second)
-	if again := request(func(_ *cKey, v *cPending) { v.Repeats, v.LastNS, v.State = 9, 9, 2 }, time.Minute); again != first {
-		t.Error("the same request has another id")
-	}
-	if other := request(func(k *cKey, _ *cPending) { k.ID++ }, time.Second); other == first {
-		t.Error("another key has the same id")
-	}
-	if other := request(func(_ *cKey, v *cPending) { v.FirstNS++ }, time.Second); other == first {
-		t.Error("a later request has the same id")
-	}
-}
-
-func TestDecodePendingRefuses(t *testing.T) {
-	key, value := pendingDNS()
-	unknown := key
-	unknown.Kind = 0x101 // not to be taken for its lowest byte
-	tests := []struct {
-		name       string
-		key, value []byte
-		side       Side
-		want       error
-	}{
-		{"short key", native(t, key)[:47], native(t, value), SideClient, ErrShort},
-		{"short value", native(t, key), native(t, value)[:39], SideClient, ErrShort},
-		{"kind", native(t, unknown), native(t, value), SideClient, ErrKind},
-		{"side", native(t, key), native(t, value), 0, ErrSide},
-	}
-	for _, test := range tests {
-		var e Event
-		if err := DecodePending(test.key, test.value, time.Second, test.side, &e); !errors.Is(err, test.want) {
-			t.Errorf("%s: %v", test.name, err)
-		}
-	}
-}
-
-// Whatever comes from the ring is refused, or told in forms that parse.
+// Whatever comes from the ring is refused, or written in forms that parse.
 func FuzzDecode(f *testing.F) {
 	schema := compileSchema(f)
 	f.Add(native(f, tcpRecord()), "eth0")
-	f.Add(native(f, dnsRecord(question(1, "example", "com"))), "\x1b\n\"")
-	f.Add(native(f, dnsRecord(question(1, strings.Repeat("\n", 63)))), "")
+	f.Add(native(f, timeoutRecord()), "eth0")
+	f.Add(native(f, translatedRecord()), "eth0")
+	f.Add(native(f, dnsRecordOf(question(1, "example", "com"))), "\x1b\n\"")
+	f.Add(native(f, dnsRecordOf(question(1, strings.Repeat("\n", 63)))), "")
 	f.Fuzz(func(t *testing.T, record []byte, name string) {
 		var e Event
 		before := bytes.Clone(record)
@@ -316,20 +285,6 @@ func FuzzDecode(f *testing.F) {
 			t.Error("the record was changed")
 		}
 		e.Time, e.Interface.Name, e.Owner = testTime, name, OwnerOf("/"+name)
-		checkForms(t, &e, func(doc map[string]any) error { return schema.Validate(doc) })
-	})
-}
-
-func FuzzDecodePending(f *testing.F) {
-	schema := compileSchema(f)
-	key, value := pendingDNS()
-	f.Add(native(f, key), native(f, value), int64(time.Second), uint8(1))
-	f.Fuzz(func(t *testing.T, key, value []byte, limit int64, side uint8) {
-		var e Event
-		if err := DecodePending(key, value, time.Duration(limit), Side(side), &e); err != nil {
-			return
-		}
-		e.Time = testTime
 		checkForms(t, &e, func(doc map[string]any) error { return schema.Validate(doc) })
 	})
 }

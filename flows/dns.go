@@ -2,14 +2,16 @@ package flows
 
 import (
 	"encoding/binary"
+	"slices"
 	"strconv"
+	"strings"
+	"sync"
 )
 
 // Limits of RFC 1035, 2.3.4 and 4.1.1.
 const (
-	labelMax  = 63
-	nameMax   = 255
-	rcodeMask = 0xf
+	labelMax = 63
+	nameMax  = 255
 )
 
 // SetQuestion takes name and type of the first question from the start of a
@@ -112,13 +114,51 @@ func (d *DNS) AppendType(dst []byte) []byte {
 	return strconv.AppendUint(append(dst, "TYPE"...), uint64(d.Type), 10)
 }
 
-// rcodeNames are those of the IANA registry "DNS RCODEs" in lower case, as far
-// as the four bits of the header go. EDNS extends them, in a part of the answer
-// that flatd does not read.
-var rcodeNames = [rcodeMask + 1]string{
+// rcodeMask has the bits of a response code: four of the header, and eight that
+// EDNS puts in front of them (RFC 6891, 6.1.3).
+const rcodeMask = 0xfff
+
+// NamedRCodes is the first response code behind those that have names: what
+// follows has but a number.
+const NamedRCodes = len(rcodeNames)
+
+// rcodeNames are those of the IANA registry "DNS RCODEs" in lower case. 16 is
+// BADVERS in an answer; BADSIG is what TSIG calls it in its own record.
+var rcodeNames = [...]string{
 	"noerror", "formerr", "servfail", "nxdomain", "notimp", "refused",
 	"yxdomain", "yxrrset", "nxrrset", "notauth", "notzone",
 	"rcode11", "rcode12", "rcode13", "rcode14", "rcode15",
+	"badvers", "badkey", "badtime", "badmode", "badname", "badalg", "badtrunc", "badcookie",
+}
+
+// rcodeName is a response code as flatd.result has it.
+func rcodeName(code uint16) string {
+	code &= rcodeMask
+	if int(code) < NamedRCodes {
+		return rcodeNames[code]
+	}
+	return numberedRCodes()[code]
+}
+
+// numberedRCodes are the response codes by number, made when the first one
+// without a name is seen: most hosts never see any.
+var numberedRCodes = sync.OnceValue(func() *[rcodeMask + 1]string {
+	names := new([rcodeMask + 1]string)
+	for code := range names {
+		names[code] = "rcode" + strconv.Itoa(code)
+	}
+	return names
+})
+
+// rcodeOf is the inverse of rcodeName.
+func rcodeOf(name string) (code uint16, ok bool) {
+	if i := slices.Index(rcodeNames[:], name); i >= 0 {
+		return uint16(i), true
+	}
+	digits, _ := strings.CutPrefix(name, "rcode")
+	n, err := strconv.ParseUint(digits, 10, 16)
+	code = uint16(n)
+	return code, err == nil && n <= rcodeMask && rcodeName(code) == name
 }
 
 // typeNames are those of the IANA registry "Resource Record (RR) TYPEs" that

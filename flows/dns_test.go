@@ -74,6 +74,20 @@ func TestType(t *testing.T) {
 	}
 }
 
+// Each response code has one name, and nothing else is read as one.
+func TestRCodeNames(t *testing.T) {
+	for code := range uint16(rcodeMask + 1) {
+		if got, ok := rcodeOf(rcodeName(code)); !ok || got != code {
+			t.Errorf("%d is %s, which is %d, %t", code, rcodeName(code), got, ok)
+		}
+	}
+	for _, name := range []string{"", "established", "rcode", "rcode0", "rcode16", "rcode024", "rcode+30", "rcode4096", "30", "RCODE30"} {
+		if code, ok := rcodeOf(name); ok {
+			t.Errorf("%q is %d", name, code)
+		}
+	}
+}
+
 func TestHashNames(t *testing.T) {
 	hash := func(labels ...string) string {
 		d := dnsOf(0, 0, question(1, labels...))

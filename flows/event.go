@@ -37,8 +37,8 @@ const (
 	SideServer Side = 2
 )
 
-// Result is how an exchange ended. The values up to ResultUnreachable are those of
-// enum flat_result in bpf/record.h.
+// Result is how an exchange ended. The values are those of enum flat_result in
+// bpf/record.h.
 type Result uint8
 
 // The results. A DNS exchange that was answered is named by its response code.
@@ -47,7 +47,7 @@ const (
 	ResultAnswered    Result = 2 // datagram, DNS answer, echo reply
 	ResultRefused     Result = 3 // RST
 	ResultUnreachable Result = 4 // ICMP error that quotes the request
-	ResultTimeout     Result = 5 // no answer within the limit; found by user space
+	ResultTimeout     Result = 5 // no answer within the limit
 )
 
 // Event is one finished exchange, a status of flatd itself, or a summary. A
@@ -81,6 +81,9 @@ type Event struct {
 	// Source sent the request, whatever side this host is on. Addresses are
 	// unmapped: IPv4 is 4 bytes. ICMP has port 0.
 	Source, Destination netip.AddrPort
+	// NATSource and NATDestination are what the answer had in place of Source
+	// or Destination, if that end was translated between the two packets.
+	NATSource, NATDestination netip.AddrPort
 
 	// Interface is where the request was seen.
 	Interface Interface
@@ -97,7 +100,8 @@ type Event struct {
 	Process Process
 
 	HasRTT    bool
-	Ambiguous bool // retransmitted, and not known which request was answered
+	Ambiguous bool // it is not known which request was answered
+	Late      bool // the answer came after the timeout was reported
 	QUIC      bool
 	Slow      bool // took at least the configured `slow`
 	Replayed  bool // finished before this daemon started
@@ -107,11 +111,12 @@ type Event struct {
 	ICMPType, ICMPCode uint8
 
 	// Sequence is the kernel's count of reported exchanges; a gap is a loss.
-	// Timeouts and status events have none.
+	// What has a Request, status events and summaries have none.
 	Sequence uint64
-	// Request identifies the request of a timeout: a hash of its key and its
-	// time, equal in every daemon that sees it. Of a summary that was read from
-	// JSON it is the id, of others 0.
+	// Request identifies, in place of a sequence, a timeout that the programs of
+	// an earlier version (layout 2) leave at an upgrade: a hash of the request's
+	// key and time, equal in every daemon that sees it. Of a summary that was
+	// read from JSON it is the id, of others 0.
 	Request uint64
 
 	// Status is set for KindStatus alone, Summary for KindSummary.
@@ -134,8 +139,6 @@ type Process struct {
 	comm [16]byte // ends with a zero; empty if the kernel could not tell
 }
 
-func processOf(pid uint32, comm []byte) Process { return Process{PID: pid, comm: [16]byte(comm)} }
-
 // AppendName appends the process's name: at most 15 bytes, whatever it chose.
 func (p *Process) AppendName(dst []byte) []byte {
 	name, _, _ := bytes.Cut(p.comm[:], []byte{0})
@@ -145,7 +148,7 @@ func (p *Process) AppendName(dst []byte) []byte {
 // DNS is what a DNS exchange asked and was told.
 type DNS struct {
 	ID    uint16
-	RCode uint8
+	RCode uint16 // extended (RFC 6891, 6.1.3)
 	// Truncated says that the answer was cut short (TC; RFC 1035, 4.1.1): the
 	// resolver asks again over TCP.
 	Truncated bool

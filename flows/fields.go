@@ -104,7 +104,7 @@ var baseFields = []Field{
 		Doc:   "Version of the Elastic Common Schema that the names follow.",
 		value: constant(ecsVersion)},
 	{Path: "event.id", Type: TypeKeyword, Presence: PresenceAlways, Pattern: `^[0-9a-f]{8}-([0-9]+|[tsm][0-9a-f]{16})$`,
-		Doc:   "Unique, and the same whenever the event is reported again: boot id and sequence number; for a timeout a hash of its request.",
+		Doc:   "Unique, and the same whenever the event is reported again: boot id and sequence number; for a timeout that was left by an earlier version at an upgrade, a hash of its request.",
 		value: func(dst []byte, h *Host, e *Event) []byte { return h.AppendID(dst, e) }},
 	{Path: "event.kind", fixed: true, Type: TypeKeyword, Presence: PresenceAlways, Values: []string{"event", "metric"},
 		Doc:   "What ECS calls it: `metric` for a summary.",
@@ -130,7 +130,7 @@ var baseFields = []Field{
 		Doc:    "Nanoseconds from the first request packet to the answer: what the initiator waited. On the server side: from the request's arrival to the answer's departure. A timeout has none.",
 		number: func(e *Event) (uint64, bool) { return uint64(e.Duration), e.Duration > 0 }},
 	{Path: "event.sequence", Type: TypeLong, Presence: PresenceKnown,
-		Doc:    "The kernel's count of reported exchanges since boot; a gap is a loss. Timeouts have none.",
+		Doc:    "The kernel's count of reported exchanges since boot; a gap is a loss. It is the order of reporting: a timeout is reported up to a second after its limit.",
 		number: positive(func(e *Event) uint64 { return e.Sequence })},
 }
 
@@ -161,12 +161,24 @@ var networkFields = []Field{
 	{Path: "source.port", Type: TypeLong, Presence: PresenceKnown,
 		Doc:    "Port of the initiator. ICMP has none.",
 		number: port(func(e *Event) netip.AddrPort { return e.Source })},
+	{Path: "source.nat.ip", Type: TypeIP, Presence: PresenceKnown,
+		Doc:   "Address of the initiator in the answer, where NAT translated it between the two packets.",
+		value: natAddress(func(e *Event) netip.AddrPort { return e.NATSource })},
+	{Path: "source.nat.port", Type: TypeLong, Presence: PresenceKnown,
+		Doc:    "Its port there. ICMP has none.",
+		number: port(func(e *Event) netip.AddrPort { return e.NATSource })},
 	{Path: "destination.ip", Type: TypeIP, Presence: PresenceExchange,
 		Doc:   "Address of the other end.",
 		value: func(dst []byte, _ *Host, e *Event) []byte { return e.Destination.Addr().AppendTo(dst) }},
 	{Path: "destination.port", Type: TypeLong, Presence: PresenceKnown,
 		Doc:    "Port of the other end. ICMP has none.",
 		number: port(func(e *Event) netip.AddrPort { return e.Destination })},
+	{Path: "destination.nat.ip", Type: TypeIP, Presence: PresenceKnown,
+		Doc:   "Address of the other end in the answer, where NAT translated it between the two packets.",
+		value: natAddress(func(e *Event) netip.AddrPort { return e.NATDestination })},
+	{Path: "destination.nat.port", Type: TypeLong, Presence: PresenceKnown,
+		Doc:    "Its port there. ICMP has none.",
+		number: port(func(e *Event) netip.AddrPort { return e.NATDestination })},
 }
 
 var placeFields = []Field{
@@ -217,7 +229,7 @@ var dnsFields = []Field{
 		Doc:  "`TC` if the answer was cut short; the resolver then asks again over TCP.",
 		list: (*Event).dnsFlags},
 	{Path: "dns.response_code", kind: KindDNS, fixed: true, Type: TypeKeyword, Presence: PresenceKnown,
-		Doc: "Response code in upper case.",
+		Doc: "Response code in upper case, extended codes of EDNS too; `RCODE24` for one without a name.",
 		value: func(dst []byte, _ *Host, e *Event) []byte {
 			if e.Kind != KindDNS || e.Result != ResultAnswered {
 				return dst
@@ -231,7 +243,7 @@ var flatdFields = []Field{
 		Doc:   "Version of these fields: 1.",
 		value: constant(strconv.Itoa(SchemaVersion))},
 	{Path: "flatd.result", fixed: true, Type: TypeKeyword, Presence: PresenceExchange,
-		Doc:   "How it ended: `established`, `answered`, `refused`, `unreachable`, `timeout`; for DNS the response code, such as `noerror`, `nxdomain`, `servfail`.",
+		Doc:   "How it ended: `established`, `answered`, `refused`, `unreachable`, `timeout`; for DNS the response code, such as `noerror`, `nxdomain`, `servfail`, `badvers`.",
 		value: exchange((*Event).ResultName)},
 	{Path: "flatd.side", fixed: true, Type: TypeKeyword, Presence: PresenceExchange, Values: []string{"client", "server"},
 		Doc:   "Whether this host asked or was asked.",
@@ -262,6 +274,9 @@ var flatdFields = []Field{
 			}
 			return strconv.AppendBool(dst, e.Ambiguous)
 		}},
+	{Path: "flatd.late", Type: TypeBoolean, Presence: PresenceKnown,
+		Doc:   "True if the answer came after the timeout of this exchange was reported, else absent.",
+		value: whenTrue(func(e *Event) bool { return e.Late })},
 	{Path: "flatd.ttl", Type: TypeLong, Presence: PresenceKnown,
 		Doc:    "TTL or hop limit of the remote end's packet as it arrived.",
 		number: positive(func(e *Event) uint64 { return uint64(e.TTL) })},
@@ -285,13 +300,8 @@ var flatdFields = []Field{
 			return strconv.AppendBool(dst, e.Replayed)
 		}},
 	{Path: "flatd.slow", Type: TypeBoolean, Presence: PresenceKnown,
-		Doc: "True if it took at least the configured `slow`, else absent.",
-		value: func(dst []byte, _ *Host, e *Event) []byte {
-			if !e.Slow {
-				return dst
-			}
-			return append(dst, "true"...)
-		}},
+		Doc:   "True if it took at least the configured `slow`, else absent.",
+		value: whenTrue(func(e *Event) bool { return e.Slow })},
 	{Path: "flatd.lost", fixed: true, Type: TypeLong, Presence: PresenceKnown,
 		Doc: "How many events were lost, in a status event that reports a loss.",
 		value: status(func(dst []byte, s *Status) []byte {
@@ -343,6 +353,21 @@ func status(of func([]byte, *Status) []byte) valueFunc {
 		}
 		return of(dst, e.Status)
 	}
+}
+
+// whenTrue is "true" or absent.
+func whenTrue(of func(*Event) bool) valueFunc {
+	return func(dst []byte, _ *Host, e *Event) []byte {
+		if !of(e) {
+			return dst
+		}
+		return append(dst, "true"...)
+	}
+}
+
+// natAddress is the address of a translated end, if one was.
+func natAddress(of func(*Event) netip.AddrPort) valueFunc {
+	return func(dst []byte, _ *Host, e *Event) []byte { return of(e).Addr().AppendTo(dst) }
 }
 
 // decimal is a number as text.

@@ -44,7 +44,10 @@ func hostile(iface, message, cgroup string, section []byte, choice uint8) []*Eve
 		Source: netip.MustParseAddrPort("192.0.2.1:1"), Destination: netip.MustParseAddrPort("192.0.2.2:2"),
 		Interface: Interface{Index: 1, Name: iface}, Owner: OwnerOf(cgroup),
 	}
-	exchange.DNS.HashNames = choice&0x80 != 0
+	exchange.Late, exchange.DNS.HashNames = choice&8 != 0, choice&0x80 != 0
+	if exchange.Late {
+		exchange.NATSource = netip.MustParseAddrPort("[2001:db8::1]:3")
+	}
 	if exchange.Kind == KindDNS {
 		exchange.DNS.SetQuestion(section)
 	}

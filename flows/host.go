@@ -62,7 +62,7 @@ func (h *Host) AppendID(dst []byte, e *Event) []byte {
 		return appendHex(append(dst, 's'), e.End)
 	case e.Kind == KindSummary:
 		return appendHex(append(dst, 'm'), e.summaryID())
-	case e.Result == ResultTimeout:
+	case e.Request != 0: // a timeout without a sequence
 		return appendHex(append(dst, 't'), e.Request)
 	}
 	return strconv.AppendUint(dst, e.Sequence, 10)

@@ -36,9 +36,11 @@ func TestBootID(t *testing.T) {
 
 func TestID(t *testing.T) {
 	tcp, timeout, status := tcpSample(), timeoutSample(), statusSample(ActionStart, "", 0)
+	earlier := with(timeoutSample(), func(e *Event) { e.Request, e.Sequence = 0xa17, 0 })
 	for e, want := range map[*Event]string{
 		&tcp:     "6f1c0d2e-107187",
-		&timeout: "6f1c0d2e-t0000000000000a17",
+		&timeout: "6f1c0d2e-107191",
+		&earlier: "6f1c0d2e-t0000000000000a17",
 		&status:  "6f1c0d2e-s000000000000beef",
 	} {
 		if got := string(testHost.AppendID(nil, e)); got != want {

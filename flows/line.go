@@ -45,7 +45,7 @@ func (h *Host) AppendLine(dst []byte, e *Event, color bool) []byte {
 	if e.DNS.HasQuestion() {
 		dst = e.appendQuestion(append(dst, "  "...))
 	}
-	return e.appendNotes(dst)
+	return e.appendNotes(dst, e.Late)
 }
 
 func (e *Event) appendResultColumn(dst []byte, color bool) []byte {

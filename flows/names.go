@@ -33,15 +33,15 @@ func (s Side) String() string {
 }
 
 // ResultName returns flatd.result: "established", "answered", "refused",
-// "unreachable" or "timeout"; for an answered DNS query its response code in lower case, such
-// as "noerror", or "rcode11" for one without a name.
+// "unreachable" or "timeout"; for an answered DNS query its response code in
+// lower case, such as "noerror", or "rcode11" for one without a name.
 func (e *Event) ResultName() string {
 	switch e.Result {
 	case ResultEstablished:
 		return "established"
 	case ResultAnswered:
 		if e.Kind == KindDNS {
-			return rcodeNames[e.DNS.RCode&rcodeMask]
+			return rcodeName(e.DNS.RCode)
 		}
 		return "answered"
 	case ResultRefused:
@@ -54,7 +54,8 @@ func (e *Event) ResultName() string {
 	return "unknown"
 }
 
-// ResultNames are those that ResultName gives exchanges.
+// ResultNames are those that ResultName gives exchanges, but for the response
+// codes of DNS from NamedRCodes on.
 func ResultNames() []string {
 	names := []string{"established", "answered", "refused", "unreachable", "timeout"}
 	for _, name := range rcodeNames {

@@ -34,7 +34,7 @@ func TestResultNameAndOutcome(t *testing.T) {
 	tests := []struct {
 		kind          Kind
 		result        Result
-		rcode         uint8
+		rcode         uint16
 		name, outcome string
 		priority      int
 	}{
@@ -51,6 +51,10 @@ func TestResultNameAndOutcome(t *testing.T) {
 		{KindDNS, ResultAnswered, 4, "notimp", "failure", PriorityNotice},
 		{KindDNS, ResultAnswered, 5, "refused", "failure", PriorityNotice},
 		{KindDNS, ResultAnswered, 11, "rcode11", "failure", PriorityNotice},
+		{KindDNS, ResultAnswered, 16, "badvers", "failure", PriorityNotice},
+		{KindDNS, ResultAnswered, 23, "badcookie", "failure", PriorityNotice},
+		{KindDNS, ResultAnswered, 24, "rcode24", "failure", PriorityNotice},
+		{KindDNS, ResultAnswered, 4095, "rcode4095", "failure", PriorityNotice},
 	}
 	for _, test := range tests {
 		e := Event{Kind: test.kind, Result: test.result, DNS: DNS{RCode: test.rcode}}

@@ -104,11 +104,23 @@ type document struct {
 }
 
 type end struct {
+	address
+	NAT address `json:"nat"`
+}
+
+type address struct {
 	IP   netip.Addr `json:"ip"`
 	Port uint16     `json:"port"`
 }
 
-func (n end) addrPort() netip.AddrPort { return netip.AddrPortFrom(n.IP, n.Port) }
+// addrPort is not valid if there is no address. The zone of an address is
+// removed: events have none, and it can be any text, also for a terminal.
+func (a address) addrPort() netip.AddrPort {
+	if !a.IP.IsValid() {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(a.IP.WithZone(""), a.Port)
+}
 
 type dnsDocument struct {
 	ID       uint16 `json:"id"`
@@ -133,6 +145,7 @@ type flatdDocument struct {
 	Limit       uint64          `json:"limit"`
 	Retransmits uint32          `json:"retransmits"`
 	Ambiguous   bool            `json:"ambiguous"`
+	Late        bool            `json:"late"`
 	TTL         uint8           `json:"ttl"`
 	Cgroup      string          `json:"cgroup"`
 	Replayed    bool            `json:"replayed"`
@@ -203,7 +216,7 @@ func setID(e *Event, id string) {
 		e.End = parseHex(id[1:])
 	case id[0] == 'm' || id[0] == 't':
 		e.Request = parseHex(id[1:])
-	case e.Exchange() && e.Result != ResultTimeout: // others have none
+	case e.Exchange(): // others have none
 		e.Sequence, _ = strconv.ParseUint(id, 10, 64) // 0 is unknown
 	}
 }
@@ -220,9 +233,7 @@ func (d *document) common(e *Event) {
 	e.Interface = Interface{Index: d.Observer.Interface.ID, Name: d.Observer.Interface.Name}
 	e.VLAN = d.Observer.VLAN.ID
 	e.Slow = d.Flatd.Slow
-	if d.Destination.IP.IsValid() {
-		e.Destination = d.Destination.addrPort()
-	}
+	e.Destination = d.Destination.addrPort()
 }
 
 // exchange takes what only exchanges have.
@@ -238,12 +249,13 @@ func (d *document) exchange(e *Event) error {
 		return fmt.Errorf("%w: an end of the exchange is missing", ErrNotEvent)
 	}
 	e.Source = d.Source.addrPort()
+	e.NATSource, e.NATDestination = d.Source.NAT.addrPort(), d.Destination.NAT.addrPort()
 	e.Duration, e.ClientRTT, e.Limit = duration(d.Event.Duration), duration(f.ClientRTT), duration(f.Limit)
 	if f.RTT != nil {
 		e.RTT, e.HasRTT = duration(*f.RTT), true
 	}
 	e.ICMPType, e.ICMPCode = f.ICMP.Type, f.ICMP.Code
-	e.Retransmits, e.Ambiguous, e.TTL, e.Replayed = f.Retransmits, f.Ambiguous, f.TTL, f.Replayed
+	e.Retransmits, e.Ambiguous, e.Late, e.TTL, e.Replayed = f.Retransmits, f.Ambiguous, f.Late, f.TTL, f.Replayed
 	e.QUIC = d.Network.Protocol == "quic"
 	e.Process.PID = d.Process.PID
 	copy(e.Process.comm[:len(e.Process.comm)-1], d.Process.Name)
@@ -256,8 +268,8 @@ func (d *document) exchange(e *Event) error {
 
 // setResult reports whether the result is a known one.
 func (d *document) setResult(e *Event) bool {
-	if rcode := slices.Index(rcodeNames[:], d.Flatd.Result); e.Kind == KindDNS && rcode >= 0 {
-		e.Result, e.DNS.RCode = ResultAnswered, uint8(rcode)
+	if code, ok := rcodeOf(d.Flatd.Result); ok && e.Kind == KindDNS {
+		e.Result, e.DNS.RCode = ResultAnswered, code
 		return true
 	}
 	for r := ResultEstablished; r <= ResultTimeout; r++ {

@@ -3,6 +3,7 @@ package flows
 import (
 	"bytes"
 	"errors"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -92,6 +93,25 @@ func TestParseJSONUnknownField(t *testing.T) {
 	}
 }
 
+// The zone of an address is not shown: it can be any text.
+func TestParseJSONZone(t *testing.T) {
+	var e Event
+	host, err := ParseJSON([]byte(hostileZone), &e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkPrintable(t, AppendText(nil, &e))
+	checkPrintable(t, host.AppendLine(nil, &e, false))
+	for _, end := range []netip.AddrPort{e.Source, e.Destination, e.NATSource} {
+		if end.Addr().Zone() != "" {
+			t.Errorf("%q has a zone", end)
+		}
+	}
+}
+
+const hostileZone = `{"event":{"dataset":"flatd.icmp"},"source":{"ip":"fe80::1%\u001b[2J","nat":{"ip":"fe80::3%\u001b[2J"}},` +
+	`"destination":{"ip":"fe80::2%\n"},"flatd":{"schema":1,"side":"client","result":"timeout"}}`
+
 // FuzzParseJSON: whatever a server hands on, reading it is settled at once: what
 // has been read and written is read again as the same, and may be shown.
 func FuzzParseJSON(f *testing.F) {
@@ -102,6 +122,7 @@ func FuzzParseJSON(f *testing.F) {
 	f.Add([]byte(`{"event":{"dataset":"flatd.status","action":"sto\u007f"},"flatd":{"schema":1}}`))
 	f.Add([]byte(`{"event":{"dataset":"flatd.udp"},"source":{"ip":"::1"},"destination":{"ip":"::2"},"service":{"name":"\u009b.scope"},` +
 		`"flatd":{"schema":1,"side":"client","result":"timeout"}}`))
+	f.Add([]byte(hostileZone))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		var e, again Event
 		host, err := ParseJSON(text, &e)

@@ -34,7 +34,7 @@ func question(qtype uint16, labels ...string) []byte {
 	return append(b, 0, byte(qtype>>8), byte(qtype), 0, 1)
 }
 
-func dnsOf(id uint16, rcode uint8, section []byte) DNS {
+func dnsOf(id, rcode uint16, section []byte) DNS {
 	d := DNS{ID: id, RCode: rcode}
 	d.SetQuestion(section)
 	return d
@@ -100,7 +100,7 @@ func icmpSample() Event {
 func timeoutSample() Event {
 	e := tcpSample()
 	e.Result, e.Limit, e.Retransmits = ResultTimeout, 10*time.Second, 3
-	e.Request, e.Sequence = 0xa17, 0
+	e.Sequence = 107191
 	e.Duration, e.RTT, e.HasRTT, e.TTL = 0, 0, false, 0
 	return e
 }
@@ -143,7 +143,7 @@ func samples() []sample {
 		{"tcp", tcpSample()},
 		{"tcp unreachable", unreachableSample()},
 		{"tcp of a known process", with(tcpSample(), func(e *Event) {
-			e.Process = processOf(4321, []byte("cu\x1brl\n\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"))
+			e.Process = Process{PID: 4321, comm: [16]byte{'c', 'u', 0x1b, 'r', 'l', '\n'}}
 		})},
 		{"tcp completed from outside", completedSample()},
 		{"tcp refused, slow, replayed", with(tcpSample(), func(e *Event) {
@@ -157,6 +157,21 @@ func samples() []sample {
 			e.Duration, e.RTT, e.HasRTT, e.Interface, e.TTL = 0, 0, false, Interface{}, 0
 		})},
 		{"tcp timeout", timeoutSample()},
+		{"tcp timeout of an earlier version", with(timeoutSample(), func(e *Event) { e.Request, e.Sequence = 0xa17, 0 })},
+		{"tcp late, slow", with(tcpSample(), func(e *Event) {
+			e.Late, e.Slow, e.Ambiguous, e.Duration, e.RTT, e.HasRTT, e.Retransmits = true, true, true, 12_345_678_901, 0, false, 3
+		})},
+		{"tcp with the source translated", with(tcpSample(), func(e *Event) {
+			e.NATSource = netip.MustParseAddrPort("172.30.0.2:39106")
+		})},
+		{"udp with the destination translated, late", with(udpSample(), func(e *Event) {
+			ownedBy("/system.slice/chronyd.service", 33)(e)
+			e.Destination, e.NATDestination = netip.MustParseAddrPort("[::1]:123"), netip.MustParseAddrPort("[2001:db8::10]:1123")
+			e.Late = true
+		})},
+		{"icmp with both ends translated", with(icmpSample(), func(e *Event) {
+			e.NATSource, e.NATDestination = netip.MustParseAddrPort("172.30.0.2:0"), netip.MustParseAddrPort("172.30.0.3:0")
+		})},
 		{"udp", with(udpSample(), func(e *Event) { e.Destination = netip.MustParseAddrPort("[2001:db8:1::20]:123") })},
 		{"quic", with(udpSample(), func(e *Event) { e.QUIC = true })},
 		{"icmp", icmpSample()},
@@ -167,6 +182,9 @@ func samples() []sample {
 		{"dns", dnsSample()},
 		{"dns nxdomain", with(dnsSample(), func(e *Event) { e.DNS = dnsOf(1, 3, question(28, "nowhere", "example")) })},
 		{"dns unnamed code and type", with(dnsSample(), func(e *Event) { e.DNS = dnsOf(0, 11, question(65280)) })},
+		{"dns badvers", with(dnsSample(), func(e *Event) { e.DNS.RCode = 16 })},
+		{"dns badcookie", with(dnsSample(), func(e *Event) { e.DNS.RCode = 23 })},
+		{"dns unnamed extended code", with(dnsSample(), func(e *Event) { e.DNS.RCode = 3841 })},
 		{"dns truncated", with(dnsSample(), func(e *Event) { e.DNS.Truncated = true })},
 		{"dns without question", with(dnsSample(), func(e *Event) { e.DNS = DNS{ID: 9} })},
 		{"dns hashed", with(dnsSample(), func(e *Event) { e.DNS.HashNames = true })},

@@ -13,7 +13,7 @@ type shape struct {
 	result      Result
 	addressBits uint8
 	quic        bool
-	rcode       uint8 // of DNS alone, as is truncated
+	rcode       uint16 // of DNS alone, as is truncated
 	truncated   bool
 }
 

@@ -8,7 +8,7 @@ import (
 
 // One exchange of each result, and what the summary of them all has to say.
 func TestSummaryAdd(t *testing.T) {
-	dns := func(rcode uint8) Event { return with(dnsSample(), func(e *Event) { e.DNS.RCode = rcode }) }
+	dns := func(rcode uint16) Event { return with(dnsSample(), func(e *Event) { e.DNS.RCode = rcode }) }
 	var got Summary
 	for _, e := range []Event{
 		tcpSample(), udpSample(), icmpSample(), dnsSample(),

@@ -26,7 +26,7 @@ func AppendText(dst []byte, e *Event) []byte {
 		dst = e.appendQuestion(append(dst, ' '))
 	}
 	dst = e.appendEnding(append(dst, ' '))
-	return e.appendNotes(dst)
+	return e.appendNotes(dst, false)
 }
 
 // label is how people call the kind of exchange.
@@ -81,6 +81,9 @@ func (e *Event) appendEnding(dst []byte) []byte {
 	if e.Duration > 0 {
 		dst = appendDuration(append(dst, " in "...), e.Duration, " ")
 	}
+	if e.Late {
+		dst = append(dst, ", after its timeout was reported"...)
+	}
 	return dst
 }
 
@@ -110,33 +113,47 @@ var (
 	}
 )
 
-// appendNotes appends in brackets what is out of the ordinary, then whose it was.
-func (e *Event) appendNotes(dst []byte) []byte {
-	separator := " ("
+// appendNotes appends in brackets what is out of the ordinary, then the unit.
+// late says whether the notes have to say that the answer was.
+func (e *Event) appendNotes(dst []byte, late bool) []byte {
+	start := len(dst)
+	if late {
+		dst = append(beginNote(dst, start), "late"...)
+	}
 	if e.Retransmits > 0 {
-		dst = strconv.AppendUint(append(dst, separator...), uint64(e.Retransmits), 10)
+		dst = strconv.AppendUint(beginNote(dst, start), uint64(e.Retransmits), 10)
 		dst = append(dst, " retransmit"...)
 		if e.Retransmits > 1 {
 			dst = append(dst, 's')
 		}
-		separator = ", "
 	}
 	if e.DNS.Truncated {
-		dst = append(append(dst, separator...), "truncated"...)
-		separator = ", "
+		dst = append(beginNote(dst, start), "truncated"...)
+	}
+	if e.NATSource.IsValid() {
+		dst = appendEnd(append(beginNote(dst, start), "source translated to "...), e.NATSource, e.Kind)
+	}
+	if e.NATDestination.IsValid() {
+		dst = appendEnd(append(beginNote(dst, start), "destination translated to "...), e.NATDestination, e.Kind)
 	}
 	if e.Side == SideServer {
-		dst = append(append(dst, separator...), "server side"...)
-		separator = ", "
+		dst = append(beginNote(dst, start), "server side"...)
 	}
 	if service := e.Owner.Service(); service != "" {
-		dst = append(append(dst, separator...), service...)
-		separator = ", "
+		dst = append(beginNote(dst, start), service...)
 	}
-	if separator == " (" {
+	if len(dst) == start {
 		return dst
 	}
 	return append(dst, ')')
+}
+
+// beginNote appends what stands before a note of those that begin at start.
+func beginNote(dst []byte, start int) []byte {
+	if len(dst) == start {
+		return append(dst, " ("...)
+	}
+	return append(dst, ", "...)
 }
 
 // appendDuration appends a duration rounded to three significant digits in its

@@ -26,6 +26,13 @@ func TestText(t *testing.T) {
 			"tcp 192.0.2.10:43210 -> 198.51.100.20:443 established in 1.23 ms (1 retransmit, server side)"},
 		{with(tcpSample(), func(e *Event) { e.Side, e.Result, e.Duration = SideServer, ResultRefused, 0 }),
 			"tcp 192.0.2.10:43210 -> 198.51.100.20:443 refused (server side)"},
+		{with(tcpSample(), func(e *Event) { e.Late, e.Duration, e.Retransmits = true, 12_300_000_000, 4 }),
+			"tcp 192.0.2.10:43210 -> 198.51.100.20:443 established in 12.3 s, after its timeout was reported (4 retransmits)"},
+		{with(tcpSample(), func(e *Event) {
+			e.NATSource, e.NATDestination = netip.MustParseAddrPort("172.30.0.2:39106"), netip.MustParseAddrPort("[::1]:80")
+		}), "tcp 192.0.2.10:43210 -> 198.51.100.20:443 established in 1.23 ms (source translated to 172.30.0.2:39106, destination translated to [::1]:80)"},
+		{with(icmpSample(), func(e *Event) { e.NATSource = netip.MustParseAddrPort("172.30.0.2:0") }),
+			"icmp 192.0.2.1 -> 192.0.2.2 answered in 81 µs (source translated to 172.30.0.2)"},
 		{statusSample(ActionStart, "measuring", 0), "measuring"},
 		{summarySample(), "tcp client: 1,234 exchanges in 60s, 3 refused, 1 timed out; p50 1.2 ms, p90 2.13 ms, p99 9 ms, max 12.3 ms; 5 retransmits"},
 		{summaryOf(Summary{Scope: ScopeExchanges, Interval: 59_960_000_000, Kind: KindUDP, Count: 1, Slow: 1, Retransmits: 1}),
@@ -83,6 +90,8 @@ func TestLine(t *testing.T) {
 		{tcpSample(), "14:00:00.123  tcp     established  1.23 ms  192.0.2.10:43210 -> 198.51.100.20:443           eth0"},
 		{icmpSample(), "14:00:00.123  icmp    answered       81 µs  192.0.2.1 -> 192.0.2.2                          eth0"},
 		{timeoutSample(), "14:00:00.123  tcp     timeout         10 s  192.0.2.10:43210 -> 198.51.100.20:443           eth0 (3 retransmits)"},
+		{with(icmpSample(), func(e *Event) { e.Late = true }),
+			"14:00:00.123  icmp    answered       81 µs  192.0.2.1 -> 192.0.2.2                          eth0 (late)"},
 		{dnsSample(), "14:00:00.123  dns     noerror      12.3 ms  192.0.2.10:33333 -> 198.51.100.53:53            eth0  A example.com"},
 		{statusSample(ActionStart, "measuring", 0), "14:00:00.123  status  start                 measuring"},
 		{summaryOf(Summary{Scope: ScopeExchanges, Interval: time.Minute, Kind: KindTCP, Count: 2}),

@@ -7,9 +7,6 @@ type backlog struct {
 	// head and tail count items ever taken and ever added; a slot is found by
 	// the count modulo the size.
 	head, tail uint64
-	// No item before scanned has a position. It lets position look at each
-	// item once, however often it is asked.
-	scanned uint64
 }
 
 func newBacklog(size int) backlog { return backlog{slots: make([]*Item, size)} }
@@ -42,16 +39,4 @@ func (b *backlog) unpop(items []*Item) {
 		b.head--
 		*b.slot(b.head) = items[n]
 	}
-	b.scanned = b.head
-}
-
-// position is the ring position of the oldest item that has one.
-func (b *backlog) position() (uint64, bool) {
-	b.scanned = max(b.scanned, b.head)
-	for ; b.scanned < b.tail; b.scanned++ {
-		if p := (*b.slot(b.scanned)).Position; p != 0 {
-			return p, true
-		}
-	}
-	return 0, false
 }

@@ -74,7 +74,7 @@ func (f *Fanout) Replace(queues []*Queue) {
 }
 
 // retire lets a queue write out and keeps its books. One that hangs stays among
-// the leaving, where Held and Stats go on to tell of it.
+// the leaving, where Stats goes on to include it.
 func (f *Fanout) retire(q *Queue) {
 	ctx, cancel := context.WithTimeout(context.Background(), f.leave)
 	defer cancel()
@@ -85,21 +85,6 @@ func (f *Fanout) retire(q *Queue) {
 	defer f.mu.Unlock()
 	f.leaving = slices.DeleteFunc(f.leaving, func(l *Queue) bool { return l == q })
 	f.past = addStats(f.past, q.Stats())
-}
-
-// Held is the smallest ring position that some queue has not disposed of yet,
-// or false if there is none. It never goes back.
-func (f *Fanout) Held() (position uint64, ok bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, queues := range [...][]*Queue{f.queues, f.leaving} {
-		for _, q := range queues {
-			if p, held := q.Held(); held && (!ok || p < position) {
-				position, ok = p, true
-			}
-		}
-	}
-	return position, ok
 }
 
 // Stats returns the books by name, in the order of the queues. They go on when

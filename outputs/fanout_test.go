@@ -44,25 +44,8 @@ func moody(name string, random *rand.Rand) *probe {
 	return &probe{name: name, write: write}
 }
 
-// published is an event as the test remembers it; the item itself is gone once
-// every queue has let go of it.
-type published struct {
-	item     *Item
-	position uint64
-}
-
-// oldestHeld is the position before which no queue holds anything.
-func oldestHeld(all []published) (uint64, bool) {
-	for _, p := range all {
-		if p.position != 0 && p.item.refs.Load() > 0 {
-			return p.position, true
-		}
-	}
-	return 0, false
-}
-
-// Whatever outputs do, the books balance at every moment, no event is passed by
-// the position that is held, and that position never goes back.
+// Whatever outputs do, the books balance at every moment, and in the end every
+// event is disposed of; it is lost if a queue has dropped it.
 func TestBooksBalance(t *testing.T) {
 	for seed := range uint64(15) {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
@@ -78,17 +61,10 @@ func checkBooks(t *testing.T, random *rand.Rand) {
 	}
 	f := NewFanout(10*time.Second, newQueue("a"), newQueue("b"), newQueue("c"))
 	pool := new(Pool)
-	var all []published
-	var position, last uint64
+	var all []*Item
 	for range 3000 {
-		i := &Item{pool: pool} // never reused: the test goes on looking at it
-		i.refs.Store(1)
-		i.Event.Kind, i.Event.Sequence = flows.KindTCP, uint64(len(all)+1)
-		if random.IntN(8) > 0 {
-			position += 1 + random.Uint64N(300)
-			i.Position = position
-		}
-		all = append(all, published{i, i.Position})
+		i := held(pool, uint64(len(all)+1))
+		all = append(all, i)
 		f.Publish(i)
 
 		switch random.IntN(100) {
@@ -97,7 +73,6 @@ func checkBooks(t *testing.T, random *rand.Rand) {
 		case 1:
 			f.Replace([]*Queue{f.Queue("a"), newQueue("b"), f.Queue("c")})
 		}
-		last = checkHeld(t, f, all, last)
 		for _, s := range f.Stats() {
 			checkBalance(t, s)
 		}
@@ -111,73 +86,81 @@ func checkBooks(t *testing.T, random *rand.Rand) {
 	checkEnd(t, f, all)
 }
 
-// checkHeld asks first and looks afterwards: what is still held then was held
-// when it asked.
-func checkHeld(t *testing.T, f *Fanout, all []published, last uint64) uint64 {
-	t.Helper()
-	held, ok := f.Held()
-	if oldest, any := oldestHeld(all); any && (!ok || held > oldest) {
-		t.Fatalf("holds %d, %v, but the event at %d is not disposed of", held, ok, oldest)
-	}
-	if !ok {
-		return last
-	}
-	if held < last {
-		t.Fatalf("held position went back from %d to %d", last, held)
-	}
-	return held
-}
-
-func checkEnd(t *testing.T, f *Fanout, all []published) {
+func checkEnd(t *testing.T, f *Fanout, all []*Item) {
 	t.Helper()
 	stats := f.Stats()
 	if len(stats) != 3 {
 		t.Fatalf("%d names in %+v", len(stats), stats)
 	}
+	var most, dropped, lost uint64
 	for _, s := range stats {
 		checkBalance(t, s)
 		if s.Offered != uint64(len(all)) || s.Queued != 0 {
 			t.Errorf("%d published: %+v", len(all), s)
 		}
+		most, dropped = max(most, s.Dropped), dropped+s.Dropped
 	}
-	if p, ok := f.Held(); ok {
-		t.Errorf("holds %d at the end", p)
-	}
-	for _, p := range all {
-		if refs := p.item.refs.Load(); refs != 0 {
-			t.Fatalf("%d references to the event at %d are left", refs, p.position)
+	for n, i := range all {
+		if !i.Disposed() {
+			t.Fatalf("%d references to event %d are left", i.refs.Load()-1, n+1)
 		}
+		if i.Lost() {
+			lost++
+		}
+	}
+	if lost < most || lost > dropped {
+		t.Errorf("%d events are lost; one queue has dropped %d, all %d", lost, most, dropped)
 	}
 }
 
-// When nothing moves, Held is exactly the oldest event that is left.
-func TestHeldIsExact(t *testing.T) {
+// An event is disposed of once every queue has, and not before.
+func TestDisposedByEveryQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var pool Pool
-		good := &probe{name: "good", write: deliver}
 		taken := 0
-		bad := &probe{name: "bad", write: func(_ context.Context, e []*flows.Event) (Tally, error) {
+		bad := &probe{name: "bad", write: func(context.Context, []*flows.Event) (Tally, error) {
 			if taken++; taken == 1 {
 				return Tally{Delivered: 2}, errors.New("stopped short")
 			}
 			return Tally{}, errors.New("gone")
 		}}
-		q := NewQueue(bad, 100, nil)
+		good := &probe{name: "good", write: deliver}
+		gate := make(chan struct{})
+		slow := &probe{name: "slow", write: func(ctx context.Context, e []*flows.Event) (Tally, error) {
+			<-gate
+			return deliver(ctx, e)
+		}}
+		q, late := NewQueue(bad, 100, nil), NewQueue(slow, 100, nil)
+		f := NewFanout(time.Second, NewQueue(good, 100, nil))
+		f.mu.Lock()
+		f.queues = append(f.queues, q, late)
+		f.mu.Unlock()
+		var all []*Item
 		for n := uint64(1); n <= 5; n++ {
-			i := item(&pool, n)
-			if n == 3 {
-				i.Position = 0
+			i := held(&pool, n)
+			all = append(all, i)
+			f.Publish(i)
+		}
+		disposed := func(what string, want int) {
+			t.Helper()
+			synctest.Wait()
+			for n, i := range all {
+				if i.Disposed() != (n < want) || i.Lost() {
+					t.Errorf("%s: event %d is disposed of: %t, lost: %t", what, n+1, i.Disposed(), i.Lost())
+				}
 			}
-			q.Offer(i)
 		}
-		f := NewFanout(time.Second, NewQueue(good, 100, nil), q)
-		synctest.Wait()
-		if p, ok := f.Held(); p != 400 || !ok {
-			t.Errorf("holds %d, %v; want 400: 1 and 2 are written, 3 has no position", p, ok)
-		}
+		go q.Run(t.Context())
+		go late.Run(t.Context())
+		disposed("one is slow", 0)
+		close(gate)
+		disposed("one fails", 2)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		f.Drain(ctx)
+		if last := all[4]; !last.Disposed() || !last.Lost() {
+			t.Error("what was left over is not lost")
+		}
 	})
 }
 
@@ -191,11 +174,12 @@ func TestReplace(t *testing.T) {
 		}}
 		next := &probe{name: "swap", write: deliver}
 		f := NewFanout(10*time.Second, NewQueue(keep, 100, nil), NewQueue(old, 100, nil))
-		f.Publish(item(&pool, 1))
+		first := held(&pool, 1)
+		f.Publish(first)
 		f.Publish(item(&pool, 2))
 		f.Replace([]*Queue{f.Queue("keep"), NewQueue(next, 100, nil)})
-		if p, ok := f.Held(); !ok || p != 100 {
-			t.Errorf("holds %d, %v while the replaced queue still writes 1", p, ok)
+		if first.Disposed() {
+			t.Error("event 1 is disposed of while the replaced queue still writes it")
 		}
 		f.Publish(item(&pool, 3))
 		time.Sleep(5 * time.Second)

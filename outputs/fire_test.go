@@ -62,7 +62,7 @@ func (tr *trial) publish(n int) {
 	for range n {
 		tr.published++
 		i := tr.pool.Get()
-		i.Event, i.Position = *sample(tr.published), tr.published
+		i.Event = *sample(tr.published)
 		tr.fanout.Publish(i)
 	}
 }

@@ -11,14 +11,33 @@ import (
 // a Pool, and nobody changes it once it is published.
 type Item struct {
 	Event flows.Event
-	// Position is the publisher's number for an event that must not be
-	// forgotten before every queue has disposed of it (Fanout.Held); 0 for one
-	// that may. Items are published in the order of their positions.
-	Position uint64
 
 	refs atomic.Int32
+	lost atomic.Bool
 	pool *Pool
 }
+
+// Hold adds a reference, which is the caller's. While the publisher has one he
+// can ask what has become of the event.
+func (i *Item) Hold() { i.retain(1) }
+
+// Disposed reports whether every queue has disposed of the event, and the
+// caller's reference is the only one.
+func (i *Item) Disposed() bool { return i.refs.Load() == 1 }
+
+// Lost reports whether a queue has dropped the event.
+func (i *Item) Lost() bool { return i.lost.Load() }
+
+// Losses is how many events are lost if this one is: a report of lost events
+// stands for those.
+func (i *Item) Losses() uint64 {
+	if i.reportsLoss() {
+		return i.Event.Status.Lost
+	}
+	return 1
+}
+
+func (i *Item) reportsLoss() bool { return i.Event.Status != nil && i.Event.Status.Lost > 0 }
 
 // retain adds n references.
 func (i *Item) retain(n int) { i.refs.Add(int32(n)) }
@@ -29,7 +48,8 @@ func (i *Item) Release() {
 	if i.refs.Add(-1) > 0 {
 		return
 	}
-	i.Event, i.Position = flows.Event{}, 0
+	i.Event = flows.Event{}
+	i.lost.Store(false)
 	i.pool.items.Put(i)
 }
 

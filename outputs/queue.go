@@ -19,6 +19,9 @@ const (
 	batchMax = 256
 	retryMin = 50 * time.Millisecond
 	retryMax = 5 * time.Second
+	// reportsMax is how many reports of lost events a queue takes beyond its
+	// capacity, so that a report costs no event.
+	reportsMax = 64
 	// hangTime is what a cancelled Write has for its return.
 	hangTime = 250 * time.Millisecond
 )
@@ -57,8 +60,9 @@ func (s *Stats) add(old Stats) {
 }
 
 // Queue stands between the pipeline and one output. Offering never blocks: a
-// full queue drops its oldest event, since fresh news is worth more. A failed
-// write is tried again, after a pause that grows to five seconds.
+// full queue drops its oldest event, since fresh news is worth more, but keeps
+// the reports of lost events. A failed write is tried again, after a pause that
+// grows to five seconds.
 type Queue struct {
 	out      Output
 	onChange func(name string, err error)
@@ -108,7 +112,7 @@ func NewQueue(out Output, capacity int, onChange func(name string, err error)) *
 		done:     make(chan struct{}),
 		events:   make([]*flows.Event, 0, batch),
 		retry:    retryMin,
-		backlog:  newBacklog(capacity),
+		backlog:  newBacklog(capacity + reportsMax),
 		batch:    make([]*Item, 0, batch),
 		stats:    Stats{Name: out.Name()},
 	}
@@ -133,8 +137,12 @@ func (q *Queue) Offer(i *Item) {
 		q.drop(i)
 		return
 	}
-	if q.backlog.len()+len(q.batch) == q.capacity {
-		q.drop(q.backlog.pop())
+	room := q.capacity
+	if i.reportsLoss() {
+		room += reportsMax
+	}
+	if q.backlog.len()+len(q.batch) >= room {
+		q.drop(q.oldest())
 	}
 	q.backlog.push(i)
 	if q.backlog.len() == 1 {
@@ -145,8 +153,22 @@ func (q *Queue) Offer(i *Item) {
 	}
 }
 
+// oldest takes the oldest event of the backlog, which is not empty. A report of
+// lost events becomes the newest instead, unless there is nothing else.
+func (q *Queue) oldest() *Item {
+	for range q.backlog.len() {
+		i := q.backlog.pop()
+		if !i.reportsLoss() {
+			return i
+		}
+		q.backlog.push(i)
+	}
+	return q.backlog.pop()
+}
+
 func (q *Queue) drop(i *Item) {
 	q.stats.Dropped++
+	i.lost.Store(true)
 	i.Release()
 }
 
@@ -324,19 +346,6 @@ func (q *Queue) close() {
 		q.closed = true
 		close(q.closing)
 	}
-}
-
-// Held is the smallest ring position among the events that are not disposed of
-// yet, or false if there is none. It never goes back.
-func (q *Queue) Held() (position uint64, ok bool) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	for _, i := range q.batch {
-		if i.Position != 0 {
-			return i.Position, true
-		}
-	}
-	return q.backlog.position()
 }
 
 // Stats returns the books as they are at one moment.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -53,10 +54,24 @@ func fail(context.Context, []*flows.Event) (Tally, error) {
 	return Tally{}, errors.New("gone")
 }
 
-// item makes event n; its record ends at position 100 n.
+// item makes event n.
 func item(p *Pool, n uint64) *Item {
 	i := p.Get()
-	i.Event.Kind, i.Event.Sequence, i.Position = flows.KindTCP, n, 100*n
+	i.Event.Kind, i.Event.Sequence = flows.KindTCP, n
+	return i
+}
+
+// report makes event n, which reports as many events as lost.
+func report(p *Pool, n uint64) *Item {
+	i := item(p, n)
+	i.Event.Kind, i.Event.Status = flows.KindStatus, &flows.Status{Action: flows.ActionLoss, Lost: n}
+	return i
+}
+
+// held makes event n, which the test goes on looking at.
+func held(p *Pool, n uint64) *Item {
+	i := item(p, n)
+	i.Hold()
 	return i
 }
 
@@ -72,10 +87,11 @@ func TestItemsAreEmpty(t *testing.T) {
 	var pool Pool
 	for n := range uint64(100) {
 		i := pool.Get()
-		if i.Event != (flows.Event{}) || i.Position != 0 {
-			t.Fatalf("item with %+v at %d", i.Event, i.Position)
+		if i.Event != (flows.Event{}) || i.Lost() {
+			t.Fatalf("item with %+v, lost: %t", i.Event, i.Lost())
 		}
-		i.Event.Sequence, i.Position = n+1, n+1
+		i.Event.Sequence = n + 1
+		i.lost.Store(true)
 		i.Release()
 	}
 }
@@ -86,15 +102,19 @@ func TestQueueDropsOldest(t *testing.T) {
 		out := &probe{name: "probe", write: fail}
 		q := NewQueue(out, 4, nil)
 		go q.Run(t.Context())
+		var all []*Item
 		for n := uint64(1); n <= 6; n++ {
-			q.Offer(item(&pool, n))
+			all = append(all, held(&pool, n))
+			q.Offer(all[n-1])
 			synctest.Wait()
 		}
 		if s := q.Stats(); s.Dropped != 2 || s.Queued != 4 || !s.Down || s.LastError != "gone" {
 			t.Errorf("stats of a full queue: %+v", s)
 		}
-		if p, ok := q.Held(); p != 300 || !ok {
-			t.Errorf("holds %d, %v; want 300, the oldest that is left", p, ok)
+		for n, i := range all {
+			if dropped := n < 2; i.Disposed() != dropped || i.Lost() != dropped {
+				t.Errorf("event %d is disposed of: %t, lost: %t", n+1, i.Disposed(), i.Lost())
+			}
 		}
 		out.write = deliver // the queue is waiting to try again
 		if err := q.Drain(t.Context()); err != nil {
@@ -103,10 +123,64 @@ func TestQueueDropsOldest(t *testing.T) {
 		if got := out.sequences(); !slices.Equal(got, []uint64{3, 4, 5, 6}) {
 			t.Errorf("delivered %v", got)
 		}
+		if i := all[5]; !i.Disposed() || i.Lost() {
+			t.Errorf("what was delivered is disposed of: %t, lost: %t", i.Disposed(), i.Lost())
+		}
 		if !out.closed {
 			t.Error("output not closed")
 		}
 		checkBalance(t, q.Stats())
+	})
+}
+
+// A report of lost events costs a full queue none, and is not dropped for what
+// comes after it; but reports alone do not fill the memory.
+func TestQueueKeepsReportsOfLosses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var pool Pool
+		var back atomic.Bool
+		out := &probe{name: "probe", write: func(ctx context.Context, e []*flows.Event) (Tally, error) {
+			if back.Load() {
+				return deliver(ctx, e)
+			}
+			return fail(ctx, e)
+		}}
+		q := NewQueue(out, 4, nil)
+		go q.Run(t.Context())
+		for n := uint64(1); n <= 4; n++ {
+			q.Offer(item(&pool, n))
+		}
+		q.Offer(report(&pool, 5))
+		q.Offer(report(&pool, 6))
+		if s := q.Stats(); s.Dropped != 0 {
+			t.Errorf("reports have cost events: %+v", s)
+		}
+		for n := uint64(7); n <= 20; n++ {
+			q.Offer(item(&pool, n))
+			synctest.Wait()
+		}
+		checkBalance(t, q.Stats())
+		back.Store(true)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		got := out.sequences()
+		slices.Sort(got)
+		if !slices.Equal(got, []uint64{5, 6, 17, 18, 19, 20}) {
+			t.Errorf("delivered %v, want both reports and the latest events", got)
+		}
+
+		back.Store(false)
+		for n := range uint64(10 * reportsMax) {
+			q.Offer(report(&pool, 100+n))
+		}
+		q.Offer(item(&pool, 1))
+		if s := q.Stats(); s.Queued != 4+reportsMax {
+			t.Errorf("%d reports are queued", s.Queued)
+		}
+		checkBalance(t, q.Stats())
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		q.Drain(ctx)
 	})
 }
 
@@ -121,12 +195,15 @@ func TestQueueKeepsWhatIsBeingWritten(t *testing.T) {
 		}}
 		q := NewQueue(out, 2, nil)
 		go q.Run(t.Context())
-		for n := uint64(1); n <= 5; n++ {
+		first := held(&pool, 1)
+		q.Offer(first)
+		synctest.Wait()
+		for n := uint64(2); n <= 5; n++ {
 			q.Offer(item(&pool, n))
 			synctest.Wait()
 		}
-		if p, _ := q.Held(); p != 100 {
-			t.Errorf("holds %d while event 1 is being written", p)
+		if first.Disposed() {
+			t.Error("event 1 is disposed of while it is being written")
 		}
 		close(gate)
 		q.Drain(t.Context())

@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/vishvananda/netns"
@@ -129,9 +130,9 @@ func (h *Host) setUp(t testing.TB) {
 	Run(t, "ip", "-n", h.Name, "route", "add", "224.0.0.0/4", "dev", "eth0")
 }
 
-var last int
+var last atomic.Int64
 
-func counter() int { last++; return last }
+func counter() int64 { return last.Add(1) }
 
 func newHost(t testing.TB, name, iface, v4, v6 string) *Host {
 	t.Helper()

@@ -24,6 +24,7 @@ func remedies(s *daemon.Status) (all []string) {
 		add(o.Dropped > 0 && !o.Down, "output %s is up, but its queue was too short for a time: raise outputs.%s.queue if that happens again", o.Name, o.Name)
 	}
 	add(s.Books.RingFull > 0, "flatd could not read as fast as the kernel reported: is the host overloaded? `sample` or `results` in flatd.toml has less reported; counts and histograms have it all")
+	add(s.Books.LostBefore > 0, "an output was away for too long: bring it back before flatd is restarted while flatctl status says that events are at risk")
 	add(s.Books.PendingFull > 0, "more requests were open than fit: a flood? flatctl top shows to whom; a shorter measure.timeout, or filter.exclude, leaves fewer open")
 	for _, p := range s.Problems {
 		add(strings.HasPrefix(p, "no progress"), "systemctl restart flatd: it loses nothing, for the kernel goes on measuring; its journal says what held it up")
@@ -58,6 +59,7 @@ func losses(s *daemon.Status) string {
 	}
 	add(s.Books.RingFull, "events, as the ring was full")
 	add(s.Books.TakenOverLost, "events of programs of another layout")
+	add(s.Books.LostBefore, "events before this start")
 	add(s.Books.PendingFull, "requests, as the table was full")
 	for _, o := range s.Outputs {
 		add(o.Dropped+o.Failed, "events by output "+o.Name)

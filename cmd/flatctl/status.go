@@ -129,12 +129,20 @@ func printStatus(to io.Writer, s *daemon.Status, counters bool) error {
 			o.Name, o.Delivered, o.Withheld, o.Failed, o.Dropped, o.Queued)
 	}
 	fmt.Fprintf(w, "  lost:\t%s\n", losses(s))
+	fmt.Fprintf(w, "  at risk:\t%s\n", atRisk(s))
 	b := &s.Books
-	fmt.Fprintf(w, "  requests:\t%d = %d finished + %d timed out + %d half open + %d open + %d replaced + %d not followed\n",
-		b.Requests, b.Finished, b.TimedOut, b.HalfOpen, b.Open, b.Replaced, b.PendingFull)
-	fmt.Fprintf(w, "  finished:\t%d of results not asked for, %d too fast to tell, %d sampled out, %d lost, the rest read\n",
+	fmt.Fprintf(w, "  requests:\t%d = %d finished + %d timed out + %d half open + %d open + %d replaced + %d dropped: table full + %d unreported\n",
+		b.Requests, b.Finished, b.TimedOut, b.HalfOpen, b.Open, b.Replaced, b.PendingFull, b.Translated+b.NotLooking)
+	if b.Overdue > 0 {
+		fmt.Fprintf(w, "  overdue:\t%d of the open ones: their timeouts wait for room in the ring\n", b.Overdue)
+	}
+	if b.Translated+b.NotLooking > 0 {
+		fmt.Fprintf(w, "  unreported:\t%d translated, %d while flatd did not see every packet\n", b.Translated, b.NotLooking)
+	}
+	fmt.Fprintf(w, "  reported:\t%d finished, %d timed out, %d late, %d though the table was full\n", b.Finished, b.TimedOut, b.Late, b.Rescued)
+	fmt.Fprintf(w, "  of these:\t%d filtered by result, %d below min_duration, %d sampled out, %d lost, the rest read\n",
 		b.ResultOut, b.TooFast, b.SampledOut, b.RingFull)
-	fmt.Fprintf(w, "  this daemon:\t%d records read, %d timeouts found, %d not understood\n", b.Read, b.TimeoutsSeen, b.DecodeErrors)
+	fmt.Fprintf(w, "  this daemon:\t%d records read, of them %d timeouts, %d not understood\n", b.Read, b.TimeoutsSeen, b.DecodeErrors)
 	if b.TakenOver+b.TakenOverLost > 0 {
 		fmt.Fprintf(w, "  taken over:\t%d exchanges of programs of another layout, %d lost\n", b.TakenOver, b.TakenOverLost)
 	}
@@ -142,6 +150,14 @@ func printStatus(to io.Writer, s *daemon.Status, counters bool) error {
 		printCounters(w, s.Counters)
 	}
 	return w.Flush()
+}
+
+// atRisk says what the end of flatd would cost.
+func atRisk(s *daemon.Status) string {
+	if s.Ring.AtRisk == 0 {
+		return "nothing"
+	}
+	return fmt.Sprintf("%d events, which only the queues of outputs hold: a restart or a crash of flatd would lose them", s.Ring.AtRisk)
 }
 
 var found = map[string]string{

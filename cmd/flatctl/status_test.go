@@ -60,6 +60,7 @@ func TestRemedies(t *testing.T) {
 		"systemd-journald":    {Interfaces: up, Outputs: []daemon.OutputStatus{{Name: "journald", Down: true}}},
 		"outputs.nats.queue":  {Interfaces: up, Outputs: []daemon.OutputStatus{{Name: "nats", Dropped: 3}}},
 		"overloaded":          {Interfaces: up, Books: daemon.Books{RingFull: 1}},
+		"bring it back":       {Interfaces: up, Books: daemon.Books{LostBefore: 1}},
 		"measure.timeout":     {Interfaces: up, Books: daemon.Books{PendingFull: 1}},
 		"systemctl restart":   {Interfaces: up, Problems: []string{"no progress: the reader of the event ring"}},
 		"":                    {Interfaces: up},
@@ -77,7 +78,19 @@ func TestLosses(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	s.Books.RingFull, s.Books.PendingFull, s.Outputs[1].Dropped, s.Outputs[1].Failed = 1, 2, 3, 4
-	if got := losses(&s); got != "1 events, as the ring was full, 2 requests, as the table was full, 7 events by output nats" {
+	s.Books.LostBefore = 5
+	if got := losses(&s); got != "1 events, as the ring was full, 5 events before this start, 2 requests, as the table was full, 7 events by output nats" {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestAtRisk(t *testing.T) {
+	var s daemon.Status
+	if got := atRisk(&s); got != "nothing" {
+		t.Errorf("%q", got)
+	}
+	s.Ring.AtRisk = 7
+	if got := atRisk(&s); !strings.Contains(got, "7 events") || !strings.Contains(got, "restart") {
 		t.Errorf("%q", got)
 	}
 }

@@ -37,7 +37,7 @@ BAD   flatd     does not answer at all,
 // in a pipe no line.
 func TestStatusFitsTheTerminal(t *testing.T) {
 	s := newSite(t)
-	const end = "0 not followed"
+	const end = "0 unreported"
 	for _, command := range []string{"status", "doctor"} {
 		line := "env LC_ALL=C.UTF-8 " + s.flatctl + " --socket " + s.socket + " " + command
 		screen := newTmux(t, "64", "40", line).awaitText("ended with ")

@@ -156,7 +156,6 @@ func (f *feed) ask(ctx context.Context) error {
 			continue
 		}
 		f.account.leftOut += now.ResultOut + now.TooFast + now.SampledOut - first.ResultOut - first.TooFast - first.SampledOut
-		f.account.leftOut += now.TimeoutsOut - min(now.TimeoutsOut, first.TimeoutsOut) // of the daemon, which may be another
 		f.account.full += now.RingFull + now.PendingFull - first.RingFull - first.PendingFull
 	}
 	if !f.filtered {

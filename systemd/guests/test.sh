@@ -54,7 +54,7 @@ check() {
 
 # test_suite SUITE tests one that is at hand.
 test_suite() {
-	check "$1" "$arch kernel" "$here/guest.sh" -a "$arch" -t 900 "$1" "$work/bpf.test" -test.v -test.run "$kernel_tests"
+	check "$1" "$arch kernel" "$here/guest.sh" -a "$arch" -t 1500 "$1" "$work/bpf.test" -test.v -test.short -test.run "$kernel_tests"
 	[ ! -d "$work/system" ] ||
 		check "$1" "$arch system" "$here/guest.sh" -t 2400 "$1" "$work/system"
 }

@@ -33,8 +33,10 @@ type Found struct {
 	TTL       int           // of the remote end's packet, if it is one
 	Name      string        // of the DNS question, if both ends agree and everybody writes it alike
 	Error     [2]int        // ICMP: type and code
+	Late      bool          // it was said to be unreachable before
 
 	state        state
+	goesOn       bool // UDP: was sent again after it was unreachable
 	requested    time.Duration
 	sent         map[int64]time.Duration // TCP: when the SYN of each timestamp was sent
 	isn, payload uint32                  // of the SYN

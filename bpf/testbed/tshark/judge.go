@@ -1,10 +1,14 @@
 package tshark
 
 import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -13,7 +17,8 @@ type state int
 const (
 	open state = iota
 	halfOpen
-	reported // stays known by what follows
+	flowing     // UDP: answered, and known by what follows
+	unreachable // an answer may still come
 )
 
 // A request is known by who asked whom, on which side of the host's interface,
@@ -22,6 +27,13 @@ type request struct {
 	kind, side          string
 	source, destination netip.AddrPort
 	id                  uint32
+	question            string // DNS
+}
+
+// An attempt is a TCP request with the sequence number of its SYN.
+type attempt struct {
+	request
+	isn uint32
 }
 
 // Judge finds the exchanges of one host among its packets, given in order.
@@ -29,10 +41,13 @@ type Judge struct {
 	Found    []Found
 	Requests int // exchanges that were begun
 	pending  map[request]*Found
+	answered map[attempt]bool
 }
 
 // NewJudge returns one that has seen nothing.
-func NewJudge() *Judge { return &Judge{pending: make(map[request]*Found)} }
+func NewJudge() *Judge {
+	return &Judge{pending: make(map[request]*Found), answered: make(map[attempt]bool)}
+}
 
 // Add looks at the next packet, which leaves the host or comes in.
 func (j *Judge) Add(p *Packet, out bool) {
@@ -57,7 +72,7 @@ func (j *Judge) Add(p *Packet, out bool) {
 func (j *Judge) Unanswered() []Found {
 	var all []Found
 	for _, f := range j.pending {
-		if f.state != reported {
+		if f.state == open || f.state == halfOpen {
 			f.Result = "timeout"
 			all = append(all, *f)
 		}
@@ -85,9 +100,13 @@ func (j *Judge) ask(p *Packet, r request) *Found {
 // again opens an exchange, or counts one more packet of its request.
 func (j *Judge) again(p *Packet, r request) *Found {
 	f := j.pending[r]
-	if f == nil {
+	switch {
+	case f == nil || f.state == unreachable && r.kind != "udp":
 		return j.ask(p, r)
+	case f.state == unreachable && f.goesOn:
+		return f // counted, but not as of this request
 	}
+	f.goesOn = f.state == unreachable
 	f.Repeats++
 	return f
 }
@@ -98,10 +117,18 @@ func (j *Judge) isOpen(r request) bool {
 	return f != nil && f.state == open
 }
 
-// answer closes an open exchange, as of now.
+// awaits says whether an answer to the request would be one: a late one, if the
+// request was said to be unreachable.
+func (j *Judge) awaits(r request) bool {
+	f := j.pending[r]
+	return j.isOpen(r) || f != nil && f.state == unreachable && (r.side == "client" || r.kind != "tcp")
+}
+
+// answer closes an exchange, as of now.
 func (j *Judge) answer(p *Packet, r request, result string) *Found {
 	f := j.pending[r]
-	f.Result, f.Frame, f.Duration = result, p.Number, p.Time-f.requested
+	f.Result, f.Frame, f.Duration, f.Error = result, p.Number, p.Time-f.requested, [2]int{}
+	f.Late = f.state == unreachable
 	if f.Repeats == 0 {
 		f.RTT, f.HasRTT = f.Duration, true
 	}
@@ -109,13 +136,16 @@ func (j *Judge) answer(p *Packet, r request, result string) *Found {
 		f.TTL = p.ttl()
 	}
 	delete(j.pending, r)
+	if r.kind == "tcp" && result != "unreachable" {
+		j.answered[attempt{r, f.isn}] = true
+	}
 	j.Found = append(j.Found, *f)
 	return &j.Found[len(j.Found)-1]
 }
 
 // remember keeps an exchange that is over for what follows.
-func (j *Judge) remember(r request, f *Found) {
-	f.state = reported
+func (j *Judge) remember(r request, f *Found, as state) {
+	f.state = as
 	j.pending[r] = f
 }
 
@@ -124,15 +154,21 @@ const (
 	tcpHeader     = 20
 )
 
+// exchanged are the request that a packet may be, and the one that it may answer.
+func exchanged(kind, asking, answering string, from, to netip.AddrPort) (forth, back request) {
+	return request{kind: kind, side: asking, source: from, destination: to},
+		request{kind: kind, side: answering, source: to, destination: from}
+}
+
 func (j *Judge) tcp(p *Packet, asking, answering string) {
 	if !p.has("tcp.len", 0) || p.number("tcp.hdr_len", 0) < tcpHeader {
 		return // malformed
 	}
 	from, to := p.end("src", "tcp", 0, 0), p.end("dst", "tcp", 0, 0)
-	forth, back := request{"tcp", asking, from, to, 0}, request{"tcp", answering, to, from, 0}
+	forth, back := exchanged("tcp", asking, answering, from, to)
 	switch flags := p.number("tcp.flags", 0); {
 	case flags&rst != 0:
-		if j.isOpen(back) && flags&ack != 0 && j.pending[back].acknowledged(p) {
+		if j.awaits(back) && flags&ack != 0 && j.pending[back].acknowledged(p) {
 			j.answer(p, back, "refused")
 		}
 	case flags&syn != 0 && flags&ack == 0:
@@ -146,6 +182,9 @@ func (j *Judge) tcp(p *Packet, asking, answering string) {
 
 func (j *Judge) syn(p *Packet, r request) {
 	isn := uint32(p.number("tcp.seq_raw", 0))
+	if j.answered[attempt{r, isn}] {
+		return // the answer was lost further on, or was a refusal
+	}
 	f := j.pending[r]
 	if f != nil && f.isn == isn {
 		f.Repeats++
@@ -168,7 +207,7 @@ func (f *Found) acknowledged(p *Packet) bool {
 }
 
 func (j *Judge) synAck(p *Packet, r request) {
-	if !j.isOpen(r) || !j.pending[r].acknowledged(p) {
+	if !j.awaits(r) || !j.pending[r].acknowledged(p) {
 		return
 	}
 	f := j.pending[r]
@@ -203,7 +242,7 @@ var groupPorts = []uint16{5353, 5355, 1900}
 
 func (j *Judge) udp(p *Packet, asking, answering string) {
 	from, to := p.end("src", "udp", 0, 0), p.end("dst", "udp", 0, 0)
-	forth, back := request{"udp", asking, from, to, 0}, request{"udp", answering, to, from, 0}
+	forth, back := exchanged("udp", asking, answering, from, to)
 	switch f := j.pending[back]; {
 	case !p.has("udp.checksum", 0): // cut short
 	case from.Port() == dnsPort || to.Port() == dnsPort:
@@ -211,10 +250,10 @@ func (j *Judge) udp(p *Packet, asking, answering string) {
 	case slices.Contains(groupPorts, from.Port()) || slices.Contains(groupPorts, to.Port()):
 	case f == nil:
 		j.again(p, forth)
-	case f.state == open:
+	case f.state == open || f.state == unreachable:
 		// What follows is the flow's, whichever way it goes.
 		j.answer(p, back, "answered")
-		j.remember(back, f)
+		j.remember(back, f, flowing)
 	}
 }
 
@@ -223,18 +262,87 @@ func (j *Judge) dns(p *Packet, forth, back request) {
 	if !p.has("dns.count.add_rr", 0) {
 		return // no whole header
 	}
-	id := uint32(p.number("dns.id", 0))
-	forth.kind, back.kind, forth.id, back.id = "dns", "dns", id, id
+	forth.kind, back.kind = "dns", "dns"
+	forth.id, forth.question = uint32(p.number("dns.id", 0)), p.asked()
+	back.id, back.question = forth.id, forth.question
 	response := p.number("dns.flags.response", 0) == 1
 	switch {
 	case !response && forth.destination.Port() == dnsPort:
 		j.again(p, forth).Name = p.question()
-	case response && back.destination.Port() == dnsPort && j.isOpen(back):
-		f := j.answer(p, back, RCode(int(p.number("dns.flags.rcode", 0))))
+	case response && back.destination.Port() == dnsPort:
+		if !j.awaits(back) && back.question == "" {
+			back = j.onlyOpen(back, false)
+		}
+		if !j.awaits(back) {
+			return
+		}
+		f := j.answer(p, back, RCode(p.rcode()))
 		if p.question() != f.Name {
 			f.Name = "" // one of the two is wrong
 		}
 	}
+}
+
+// onlyOpen is the only open DNS request between the ends of another, if there is but
+// one, of the same id or of any.
+func (j *Judge) onlyOpen(like request, anyID bool) request {
+	var found []request
+	for r := range j.pending {
+		if r.kind == "dns" && r.side == like.side && r.source == like.source && r.destination == like.destination && j.isOpen(r) {
+			found = append(found, r)
+		}
+	}
+	if len(found) != 1 || !anyID && found[0].id != like.id {
+		return request{}
+	}
+	return found[0]
+}
+
+// asked is the first question as on the wire (RFC 1035, 4.1.2), with small letters for
+// capital ones (RFC 4343); "" if there is no whole one, or its name is compressed.
+func (p *Packet) asked() string {
+	const udpHeader, header, longest = 8, 12, 255
+	message, _ := hex.DecodeString(strings.ReplaceAll(p.text("udp.payload", 0), ":", ""))
+	if n := int(p.number("udp.length", 0)); n >= udpHeader && n-udpHeader < len(message) {
+		message = message[:n-udpHeader]
+	}
+	if len(message) < header || binary.BigEndian.Uint16(message[4:]) == 0 {
+		return ""
+	}
+	rest := message[header:]
+	name := 0
+	for name < len(rest) && rest[name] != 0 {
+		if rest[name] > 63 {
+			return ""
+		}
+		name += 1 + int(rest[name])
+	}
+	name++
+	if name > longest || name+4 > len(rest) {
+		return ""
+	}
+	small := func(c byte) byte {
+		if 'A' <= c && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		return c
+	}
+	question := bytes.Clone(rest[:name+4])
+	for i := range name { // lengths are less than any letter
+		question[i] = small(question[i])
+	}
+	return string(question)
+}
+
+// rcode is the response code of an answer, extended where the OPT record is the first
+// (RFC 6891, 6.1.3).
+func (p *Packet) rcode() int {
+	code := p.number("dns.flags.rcode", 0)
+	const opt = 41
+	if p.number("dns.count.answers", 0) == 0 && p.number("dns.count.auth_rr", 0) == 0 && p.number("dns.resp.type", 0) == opt {
+		code |= p.number("dns.resp.ext_rcode", 0) << 4
+	}
+	return int(code)
 }
 
 // Each has a way of its own to show what is not printable.
@@ -254,16 +362,23 @@ func RCode(code int) string {
 	if code < len(names) {
 		return names[code]
 	}
+	switch code {
+	case 16:
+		return "badvers"
+	case 23:
+		return "badcookie"
+	}
 	return fmt.Sprintf("rcode%d", code)
 }
 
 func (j *Judge) icmp(p *Packet, asking, answering string) {
 	from, to := netip.AddrPortFrom(p.Source, 0), netip.AddrPortFrom(p.Destination, 0)
-	back := request{"icmp", answering, to, from, p.echo()}
+	forth, back := exchanged("icmp", asking, answering, from, to)
+	forth.id, back.id = p.echo(), p.echo()
 	switch {
 	case p.asks(0) && p.hasEcho():
-		j.again(p, request{"icmp", asking, from, to, p.echo()})
-	case p.replies() && p.hasEcho() && j.isOpen(back):
+		j.again(p, forth)
+	case p.replies() && p.hasEcho() && j.awaits(back):
 		j.answer(p, back, "answered")
 	case p.isError():
 		j.unreachable(p, answering)
@@ -306,16 +421,19 @@ func (p *Packet) isError() bool {
 func (j *Judge) unreachable(p *Packet, answering string) {
 	r, ok := p.quoted()
 	r.side = answering
+	if ok && r.kind == "dns" && !j.isOpen(r) && r.question == "" {
+		r = j.onlyOpen(r, !p.has("dns.count.add_rr", 0))
+	}
 	if !ok || !j.isOpen(r) || r.kind == "tcp" && uint32(p.number("tcp.seq_raw", 0)) != j.pending[r].isn {
 		return
 	}
 	f := j.pending[r]
-	f.Error = [2]int{int(p.number(p.Transport+".type", 0)), int(p.number(p.Transport+".code", 0))}
 	found := j.answer(p, r, "unreachable")
+	found.Error = [2]int{int(p.number(p.Transport+".type", 0)), int(p.number(p.Transport+".code", 0))}
 	if r.side == "client" {
 		found.TTL = 0 // a router's, as a rule
 	}
-	j.remember(r, f)
+	j.remember(r, f, unreachable)
 }
 
 // quoted is the request that an ICMP error is about. The error itself has no
@@ -331,8 +449,7 @@ func (p *Packet) quoted() (r request, ok bool) {
 	case p.has("udp.dstport", 0):
 		r = request{kind: "udp", source: p.end("src", "udp", 1, 0), destination: p.end("dst", "udp", 1, 0)}
 		if r.destination.Port() == dnsPort {
-			r.kind, r.id = "dns", uint32(p.number("dns.id", 0))
-			return r, p.has("dns.id", 0)
+			r.kind, r.id, r.question = "dns", uint32(p.number("dns.id", 0)), p.asked()
 		}
 		return r, true
 	case p.hasEcho() && p.asks(1):

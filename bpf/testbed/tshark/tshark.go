@@ -32,8 +32,9 @@ var fields = []string{
 	"ip.src", "ip.dst", "ip.ttl", "ip.frag_offset", "ipv6.src", "ipv6.dst", "ipv6.hlim", "ipv6.fraghdr.offset",
 	"tcp.srcport", "tcp.dstport", "tcp.flags", "tcp.seq_raw", "tcp.ack_raw", "tcp.hdr_len", "tcp.len", "tcp.options.timestamp.tsval", "tcp.options.timestamp.tsecr",
 	"tcp.analysis.retransmission",
-	"udp.srcport", "udp.dstport", "udp.checksum",
-	"dns.id", "dns.flags.response", "dns.flags.rcode", "dns.count.add_rr", "dns.qry.name", "dns.qry.type",
+	"udp.srcport", "udp.dstport", "udp.length", "udp.checksum", "udp.payload",
+	"dns.id", "dns.flags.response", "dns.flags.rcode", "dns.count.answers", "dns.count.auth_rr", "dns.count.add_rr", "dns.qry.name", "dns.qry.type",
+	"dns.resp.type", "dns.resp.ext_rcode",
 	"icmp.type", "icmp.code", "icmp.ident", "icmp.seq", "icmpv6.type", "icmpv6.code", "icmpv6.echo.identifier", "icmpv6.echo.sequence_number",
 }
 

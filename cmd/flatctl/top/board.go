@@ -90,7 +90,7 @@ func (b *Board) Add(now time.Time, host *flows.Host, e *flows.Event) {
 		b.cut = true
 		b.forget(now)
 	}
-	one := exchange{result: resultIndex[e.ResultName()], duration: e.Duration}
+	one := exchange{result: resultOf(e), duration: e.Duration}
 	var failure *Failure
 	if e.Failed() {
 		failure = &Failure{*host, *e}

@@ -79,7 +79,7 @@ func (g Group) keyOf(host string, e *flows.Event) Key {
 // Tally is what exchanges came to.
 type Tally struct {
 	Count   uint64
-	Results [resultsMax]uint64 // by the index in flows.ResultNames
+	Results [resultsMax]uint64 // by resultOf
 	// Histogram has those that were answered, whatever the answer: a timeout has
 	// no duration.
 	Histogram flows.Histogram
@@ -96,9 +96,19 @@ var (
 		}
 		return index
 	}()
+	resultOther   = uint8(len(resultNames)) // a response code of DNS without a name
 	resultTimeout = resultIndex["timeout"]
 	successes     = []uint8{resultIndex["established"], resultIndex["answered"], resultIndex["noerror"]}
 )
+
+// resultOf is the index of an exchange's result in flows.ResultNames, or
+// resultOther.
+func resultOf(e *flows.Event) uint8 {
+	if i, ok := resultIndex[e.ResultName()]; ok {
+		return i
+	}
+	return resultOther
+}
 
 // Failed is how many did not end as the initiator hoped, timeouts among them.
 func (t *Tally) Failed() uint64 {
@@ -119,6 +129,9 @@ func (t *Tally) ByResult() map[string]uint64 {
 		if t.Results[i] > 0 {
 			counts[name] = t.Results[i]
 		}
+	}
+	if n := t.Results[resultOther]; n > 0 {
+		counts["other"] = n
 	}
 	return counts
 }

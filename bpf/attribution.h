@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Whose a request is: the cgroup and user of its socket, and the process.
+ * Attribution: the cgroup and user of a request's socket, and the process.
  */
 #pragma once
 
 #include "half.h"
 
 /*
- * own_socket tells whose packet this is, as far as it can be known: only of
- * what goes out. On a packet that comes in over veth it is the sender's.
+ * attribute_socket finds cgroup and user of a packet that goes out. On a packet that
+ * comes in over veth they would be the sender's.
  */
-static __always_inline void own_socket(struct __sk_buff *skb, __u64 *cgroup, __u32 *uid)
+static __always_inline void attribute_socket(struct __sk_buff *skb, __u64 *cgroup, __u32 *uid)
 {
 	*cgroup = bpf_skb_cgroup_id(skb);
 	*uid = *cgroup ? bpf_get_socket_uid(skb) : 0;
@@ -21,15 +21,6 @@ const volatile bool have_pid;  /* Linux 6.10 */
 const volatile bool have_comm; /* Linux 6.16 */
 
 /*
- * For how long the host was suspended: by how much CLOCK_BOOTTIME, the clock of all
- * that is measured, is before CLOCK_MONOTONIC, that of skb->tstamp. User space keeps it.
- */
-__u64 flat_suspended_ns;
-
-/* When ARP or neighbour discovery last came in, by CLOCK_BOOTTIME; 0: never. */
-__u64 flat_neighbour_ns;
-
-/*
  * hear_neighbour notes a packet from which the kernel may learn a neighbour's
  * address. It then sends what waited for that, at once and on this CPU, in the
  * time of whoever was running there.
@@ -37,7 +28,7 @@ __u64 flat_neighbour_ns;
 static __always_inline void hear_neighbour(void)
 {
 	if (have_pid)
-		flat_neighbour_ns = bpf_ktime_get_boot_ns();
+		flat_shared.neighbour_ns = bpf_ktime_get_boot_ns();
 }
 
 /* A SYN that goes out later than this after TCP made it may have waited for something. */
@@ -46,9 +37,9 @@ static __always_inline void hear_neighbour(void)
 /* is_at_once is whether a packet comes straight from TCP, and not from a queue. */
 static __always_inline bool is_at_once(const struct __sk_buff *skb, const struct half *h)
 {
-	__s64 age = h->now - flat_suspended_ns - skb->tstamp;
+	__s64 age = h->now - flat_shared.suspended_ns - skb->tstamp;
 
-	return age <= AT_ONCE_NS && age < elapsed(h, flat_neighbour_ns);
+	return age <= AT_ONCE_NS && age < elapsed(h, flat_shared.neighbour_ns);
 }
 
 /* is_first is whether TCP sends a SYN for the first time: its timer does so again. */
@@ -60,24 +51,18 @@ static __always_inline bool is_first(struct __sk_buff *skb)
 }
 
 /*
- * own_process tells which process asks, where it is sure to be the current one:
- * its SYN comes straight from TCP, not from a queue for want of the neighbour's
- * address nor from a timer, and the current task is in the cgroup of the socket.
- * Of datagrams, which bear no time, it cannot be told.
+ * attribute_process finds the process that asks, where it is sure to be the current one:
+ * its SYN comes straight from TCP, not from a queue because the neighbour's address
+ * was unknown, nor from a timer, and the current task is in the cgroup of the socket.
+ * Datagrams bear no time, so for them it stays unknown.
  */
-static __always_inline void own_process(struct __sk_buff *skb, const struct half *h,
-					struct flat_pending *request)
+static __always_inline void attribute_process(struct __sk_buff *skb, const struct half *h,
+					      struct flat_request *request)
 {
-#ifdef FLAT_512
-	if (!have_pid || h->key.kind != KIND_TCP || !request->cgroup ||
+	if (!have_current || !have_pid || kind_of(&h->key) != KIND_TCP || !request->cgroup ||
 	    bpf_get_current_cgroup_id() != request->cgroup || !is_at_once(skb, h) || !is_first(skb))
 		return;
 	request->pid = bpf_get_current_pid_tgid() >> 32;
 	if (have_comm)
 		bpf_get_current_comm(request->comm, sizeof(request->comm));
-#else
-	(void)skb;
-	(void)h;
-	(void)request;
-#endif
 }

@@ -1,0 +1,456 @@
+package bpf
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+)
+
+// layout2 is all that is known of layout 2, that of flatd 0.1: how its records and tables
+// look, and that its timeouts were found by user space, which kept them in a map, the
+// ledger, until every output had them. This file goes when nobody upgrades from it.
+type layout2 struct {
+	ours, theirs, questions, settings, counters *ebpf.Map
+
+	claim  *ebpf.Program
+	seats  []seat2
+	memory [][]byte // of seats and ledger
+	ledger *ledger2
+	buffer [unsafe.Sizeof(kernelFlatDnsRecord{})]byte // of record
+	last   uint64                                     // the number of the timeout that was reported last
+	first  bool                                       // what an earlier daemon claimed has been reported
+}
+
+// key2 and pending2 are an open request of layout 2 (struct flat_key, struct flat_pending).
+type key2 struct {
+	Local, Remote         addr2
+	LocalPort, RemotePort uint16 // network order
+	ID, Ifindex, Kind     uint32
+}
+
+type addr2 [16]byte
+
+type pending2 struct {
+	FirstNs, LastNs, Seal, Cgroup uint64
+	UID, ISN                      uint32
+	Payload                       uint16
+	Answers, Flags                uint8
+	FirstTsval, LastTsval         uint32
+	Repeats, Ifindex              uint32
+	VLAN                          uint16
+	State, TTL                    uint8
+	_, PID                        uint32
+	Comm                          [2]uint64
+}
+
+type question2 struct {
+	Length   uint16
+	Question [262]byte
+}
+
+type seat2 struct {
+	Holder    uint64
+	Others, _ uint32
+	Key       key2
+	Request   pending2
+}
+
+type record2 struct {
+	Sequence, EndNs, DurationNs, RttNs, ClientRttNs, Cgroup   uint64
+	Source, Destination                                       addr2
+	SourcePort, DestinationPort                               uint16 // network order
+	Ifindex, ID, Repeats, UID                                 uint32
+	VLAN                                                      uint16
+	Kind, Side, Result, Flags, TTL, RCode, ICMPType, ICMPCode uint8
+	QuestionLength                                            uint16
+	Comm                                                      [2]uint64
+	PID, _                                                    uint32
+}
+
+const (
+	stateOpen2, stateReported2, stateHalfOpen2 = 0, 1, 2
+
+	ringFull2, lossTold2, counters2 = 9, 12, 31
+
+	skipKinds2 = 32 // where skip_kinds is in struct flat_options
+
+	timeoutsMax2 = 4096
+)
+
+type ledger2 struct {
+	active   uint32
+	_        uint32
+	books    [2]books2
+	intent   claimed2
+	timeouts [timeoutsMax2]claimed2
+}
+
+type books2 struct {
+	timedOut, halfOpen, confirmed uint64
+	released, before              [2]uint64
+	since, notFollowed            uint64
+}
+
+type claimed2 struct {
+	number, limitNs, side uint64
+	key                   key2
+	pending               pending2
+	question              question2
+}
+
+// openLayout2 opens what is there; see canSweep.
+func openLayout2(p *Previous) *layout2 {
+	key, value := uint32(unsafe.Sizeof(key2{})), uint32(unsafe.Sizeof(pending2{}))
+	l := &layout2{
+		ours: p.take("flat_ours", ebpf.Hash, key, value), theirs: p.take("flat_theirs", ebpf.Hash, key, value),
+		questions: p.take("flat_questions", ebpf.LRUHash, key, uint32(unsafe.Sizeof(question2{}))),
+		counters:  p.take("flat_counters", ebpf.PerCPUArray, 4, 8),
+	}
+	l.settings, _ = ebpf.LoadPinnedMap(filepath.Join(p.dir, "flat_settings"), nil)
+	l.claim, _ = ebpf.LoadPinnedProgram(filepath.Join(p.dir, "flat_claim"), nil)
+	if m := p.take("flat_seats", ebpf.Array, 4, uint32(unsafe.Sizeof(seat2{}))); m != nil {
+		defer m.Close()
+		if memory, err := mapMemory(m); err == nil {
+			l.memory = append(l.memory, memory)
+			l.seats = unsafe.Slice((*seat2)(unsafe.Pointer(&memory[0])), m.MaxEntries())
+		}
+	}
+	if m := p.take("flat_ledger", ebpf.Array, 4, uint32(unsafe.Sizeof(ledger2{}))); m != nil {
+		defer m.Close()
+		if memory, err := mapMemory(m); err == nil {
+			l.memory = append(l.memory, memory)
+			l.ledger = (*ledger2)(unsafe.Pointer(&memory[0]))
+		}
+	}
+	if l.canSweep() {
+		l.resolve()
+	}
+	return l
+}
+
+func (l *layout2) canSweep() bool {
+	return l.ours != nil && l.theirs != nil && l.questions != nil && l.seats != nil && l.claim != nil && l.ledger != nil
+}
+
+func (l *layout2) close() error {
+	var errs []error
+	for _, m := range []*ebpf.Map{l.ours, l.theirs, l.questions, l.settings, l.counters} {
+		if m != nil {
+			errs = append(errs, m.Close())
+		}
+	}
+	if l.claim != nil {
+		errs = append(errs, l.claim.Close())
+	}
+	for _, memory := range l.memory {
+		errs = append(errs, unmap(memory))
+	}
+	l.memory, l.seats, l.ledger = nil, nil, nil
+	return errors.Join(errs...)
+}
+
+// sequenceOfLayout2 opens the map in which layout 2 counts its records, if there is one:
+// a handle without its pin.
+func sequenceOfLayout2(root string) (*ebpf.Map, error) {
+	path := filepath.Join(layout{abi: 2}.dir(root), kernelMapFlatSequence)
+	id, err := pinnedID(path)
+	if err != nil {
+		return nil, nil // none
+	}
+	m, err := ebpf.NewMapFromID(id)
+	if err != nil {
+		return nil, fmt.Errorf("open the sequence of layout 2: %w", err)
+	}
+	if m.Type() != ebpf.Array || m.ValueSize() != uint32(unsafe.Sizeof(kernelFlatNumbering{})) {
+		return nil, m.Close()
+	}
+	return m, nil
+}
+
+// beginNothing has the filter of the programs leave out requests of every kind. What was
+// let in before is followed to its end.
+func (l *layout2) beginNothing() error {
+	if l.settings == nil {
+		return errors.New("layout 2 has no settings to tell its programs to begin nothing")
+	}
+	value := make([]byte, l.settings.ValueSize())
+	if err := l.settings.Lookup(uint32(0), &value); err != nil {
+		return fmt.Errorf("read the settings of layout 2: %w", err)
+	}
+	binary.NativeEndian.PutUint32(value[skipKinds2:], ^uint32(0))
+	if err := l.settings.Update(uint32(0), value, ebpf.UpdateAny); err != nil {
+		return fmt.Errorf("write the settings of layout 2: %w", err)
+	}
+	return nil
+}
+
+// visit calls use for each request that is known: a copy, in a seat perhaps of two that
+// followed each other there.
+func (l *layout2) visit(use func(side uint8, key *key2, r *pending2) error) error {
+	for i := range l.seats {
+		if atomic.LoadUint64(&l.seats[i].Holder) == 0 {
+			continue
+		}
+		side := uint8(SideClient)
+		if i >= len(l.seats)/2 {
+			side = SideServer
+		}
+		seat := l.seats[i]
+		if seat.Key.Kind == 0 || seat.Request.LastNs < seat.Request.FirstNs {
+			continue
+		}
+		if err := use(side, &seat.Key, &seat.Request); err != nil {
+			return err
+		}
+	}
+	for side, m := range map[uint8]*ebpf.Map{SideClient: l.ours, SideServer: l.theirs} {
+		var cursor ebpf.MapBatchCursor
+		keys, values := make([]key2, sweepBatch), make([]pending2, sweepBatch)
+		for {
+			n, err := m.BatchLookup(&cursor, keys, values, nil)
+			if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				return fmt.Errorf("list open requests of layout 2: %w", err)
+			}
+			for i := range n {
+				if useErr := use(side, &keys[i], &values[i]); useErr != nil {
+					return useErr
+				}
+			}
+			if err != nil {
+				break
+			}
+		}
+	}
+	return nil
+}
+
+func isOpen2(r *pending2) bool { return r.State == stateOpen2 || r.State == stateHalfOpen2 }
+
+// each visits the requests with keys as our programs have them.
+func (l *layout2) each(seed uint64, visit func(side uint8, key *kernelFlatKey, isn uint32, lastNs uint64) error) error {
+	if !l.canSweep() {
+		return nil
+	}
+	return l.visit(func(side uint8, k *key2, r *pending2) error {
+		key := kernelFlatKey{LocalPort: k.LocalPort, RemotePort: k.RemotePort, Ifindex: k.Ifindex}
+		key.Local.Bytes, key.Remote.Bytes = k.Local, k.Remote
+		id := uint64(k.ID)
+		if k.Kind == kindDNS {
+			id = id<<dnsIDShift | l.questionHash(seed, k)
+		}
+		key.Id = uint64(k.Kind)<<kindShift | id
+		return visit(side, &key, r.ISN, r.LastNs)
+	})
+}
+
+func (l *layout2) questionHash(seed uint64, key *key2) uint64 {
+	var q question2
+	if l.questions.Lookup(key, &q) != nil {
+		return 0
+	}
+	return questionHash(seed, q.Question[:min(int(q.Length), len(q.Question))])
+}
+
+// find reads what is known of a request.
+func (l *layout2) find(side uint8, key *key2) (found pending2, ok bool) {
+	for i := range l.seats {
+		if (i < len(l.seats)/2) == (side == SideClient) && l.seats[i].Key == *key && atomic.LoadUint64(&l.seats[i].Holder) != 0 {
+			return l.seats[i].Request, true
+		}
+	}
+	m := l.ours
+	if side == SideServer {
+		m = l.theirs
+	}
+	return found, m.Lookup(key, &found) == nil
+}
+
+// sweep reports what has waited longer than limit, and at first what an earlier daemon
+// had claimed and not confirmed.
+func (l *layout2) sweep(now uint64, limit time.Duration, report func(record []byte)) (swept Swept, err error) {
+	if !l.first {
+		l.first = true
+		b := l.books()
+		for number := b.confirmed + 1; number <= b.timedOut; number++ {
+			if c := &l.ledger.timeouts[number%timeoutsMax2]; c.number == number {
+				l.last = number
+				report(l.timeout(c))
+			}
+		}
+	}
+	err = l.visit(func(side uint8, key *key2, r *pending2) error {
+		switch {
+		case !isOpen2(r) || r.Seal == 0:
+		case since(now, r.FirstNs) <= limit:
+			count(&swept, side)
+		default:
+			c := claimed2{side: uint64(side), limitNs: uint64(limit), key: *key, pending: *r}
+			claimed, err := l.claimRequest(&c)
+			if claimed && !c.halfOpen() {
+				l.last = l.books().timedOut
+				report(l.timeout(&c))
+			}
+			return err
+		}
+		return nil
+	})
+	return swept, err
+}
+
+func (c *claimed2) halfOpen() bool { return c.side == SideServer && c.key.Kind == kindTCP }
+
+// claimRequest turns an open request into one that has timed out, unless it has been
+// answered meanwhile. What it is about to do is in the ledger before, what it did after.
+func (l *layout2) claimRequest(c *claimed2) (bool, error) {
+	current, ok := l.find(uint8(c.side), &c.key)
+	if !ok || current.FirstNs != c.pending.FirstNs || !isOpen2(&current) {
+		return false, nil
+	}
+	c.pending = current
+	if c.key.Kind == kindDNS && l.questions.Lookup(&c.key, &c.question) != nil {
+		c.question = question2{}
+	}
+	b := l.books()
+	l.ledger.intent = *c
+	atomic.StoreUint64(&l.ledger.intent.number, b.timedOut+b.halfOpen+1)
+	overdue := struct {
+		key           key2
+		firstNs, side uint64
+	}{c.key, c.pending.FirstNs, c.side}
+	frame := append(make([]byte, etherHeader), bytesOf(&overdue)...)
+	if _, err := l.claim.Run(&ebpf.RunOptions{Data: frame}); err != nil {
+		return false, fmt.Errorf("claim an open request of layout 2: %w", err)
+	}
+	return l.resolve(), nil
+}
+
+// resolve finishes the claim that was intended last, and returns whether it was granted.
+func (l *layout2) resolve() bool {
+	b, c := l.books(), &l.ledger.intent
+	if c.number != b.timedOut+b.halfOpen+1 {
+		return false
+	}
+	current, ok := l.find(uint8(c.side), &c.key)
+	if !ok || current.FirstNs != c.pending.FirstNs || current.State != stateReported2 {
+		atomic.StoreUint64(&c.number, 0)
+		return false
+	}
+	if c.halfOpen() {
+		l.change(func(b *books2) { b.halfOpen++ })
+		return true
+	}
+	number := b.timedOut + 1
+	slot := &l.ledger.timeouts[number%timeoutsMax2]
+	*slot = *c
+	slot.number = number
+	l.change(func(b *books2) {
+		b.timedOut = number
+		b.confirmed = max(b.confirmed, number-min(number, timeoutsMax2))
+	})
+	return true
+}
+
+func (l *layout2) books() books2 { return l.ledger.books[atomic.LoadUint32(&l.ledger.active)&1] }
+
+func (l *layout2) change(to func(*books2)) {
+	next := atomic.LoadUint32(&l.ledger.active) ^ 1
+	l.ledger.books[next&1] = l.ledger.books[(next^1)&1]
+	to(&l.ledger.books[next&1])
+	atomic.StoreUint32(&l.ledger.active, next)
+}
+
+// count is what all CPUs have counted.
+func (l *layout2) count(counter uint32) (sum uint64, err error) {
+	var perCPU []uint64
+	if err := l.counters.Lookup(counter, &perCPU); err != nil {
+		return 0, fmt.Errorf("read a counter of layout 2: %w", err)
+	}
+	for _, v := range perCPU {
+		sum += v
+	}
+	return sum, nil
+}
+
+// raiseLossTold notes how much of what the ring had no room for has been reported.
+func (l *layout2) raiseLossTold(to uint64) error {
+	var perCPU []uint64
+	if err := l.counters.Lookup(uint32(lossTold2), &perCPU); err != nil {
+		return fmt.Errorf("read a counter of layout 2: %w", err)
+	}
+	now, err := l.count(lossTold2)
+	if err != nil || now >= to {
+		return err
+	}
+	perCPU[0] += to - now
+	if err := l.counters.Update(uint32(lossTold2), perCPU, ebpf.UpdateAny); err != nil {
+		return fmt.Errorf("write a counter of layout 2: %w", err)
+	}
+	return nil
+}
+
+// record is a record of layout 2 as our programs would have written it; valid until the
+// next call. One that is cut short stays so.
+func (l *layout2) record(raw []byte) []byte {
+	if len(raw) < int(unsafe.Sizeof(record2{})) {
+		return raw
+	}
+	from := (*record2)(unsafe.Pointer(&raw[0]))
+	l.buffer = [len(l.buffer)]byte{}
+	d := (*kernelFlatDnsRecord)(unsafe.Pointer(&l.buffer[0]))
+	d.Record = kernelFlatRecord{
+		Sequence: from.Sequence, EndNs: from.EndNs, DurationNs: from.DurationNs, RttNs: from.RttNs, ClientRttNs: from.ClientRttNs,
+		Cgroup: from.Cgroup, SourcePort: from.SourcePort, DestinationPort: from.DestinationPort, Vlan: from.VLAN,
+		Ifindex: from.Ifindex, Id: from.ID, Repeats: from.Repeats, Uid: from.UID, Pid: from.PID, Flags: uint32(from.Flags),
+		Comm: from.Comm, Kind: from.Kind, Side: from.Side, Result: from.Result, Ttl: from.TTL, Rcode: uint16(from.RCode),
+		IcmpType: from.ICMPType, IcmpCode: from.ICMPCode,
+	}
+	d.Record.Source.Bytes, d.Record.Destination.Bytes = from.Source, from.Destination
+	if from.Kind != kindDNS {
+		return l.buffer[:unsafe.Sizeof(d.Record)]
+	}
+	setQuestion(d, raw[unsafe.Sizeof(*from):], int(from.QuestionLength))
+	return l.buffer[:]
+}
+
+// setQuestion takes the question from what layout 2 has of it, which may go on behind it.
+func setQuestion(d *kernelFlatDnsRecord, from []byte, length int) {
+	question := from[:min(length, len(from))]
+	if name := nameLength(question); name > 0 {
+		question = question[:min(name+4, len(question))]
+	}
+	d.Record.QuestionLength = uint16(copy(d.Question[:], question))
+}
+
+// timeout is a record of a timeout; valid until the next call. Its event is known by its
+// request, as it was by layout 2.
+func (l *layout2) timeout(c *claimed2) []byte {
+	l.buffer = [len(l.buffer)]byte{}
+	d := (*kernelFlatDnsRecord)(unsafe.Pointer(&l.buffer[0]))
+	k, r := &c.key, &c.pending
+	id := fnv.New64a()
+	id.Write(bytesOf(k))
+	id.Write(bytesOf(&r.FirstNs))
+	d.Record = kernelFlatRecord{
+		EndNs: r.FirstNs + c.limitNs, DurationNs: c.limitNs, Cgroup: r.Cgroup, SourcePort: k.LocalPort, DestinationPort: k.RemotePort,
+		Vlan: r.VLAN, Ifindex: r.Ifindex, Id: k.ID, Repeats: r.Repeats, Uid: r.UID, Pid: r.PID, Flags: uint32(r.Flags), Comm: r.Comm,
+		Kind: uint8(k.Kind), Side: uint8(c.side), Result: 5, RequestId: id.Sum64(),
+	}
+	d.Record.Source.Bytes, d.Record.Destination.Bytes = k.Local, k.Remote
+	if c.side == SideServer {
+		d.Record.Source, d.Record.Destination = d.Record.Destination, d.Record.Source
+		d.Record.SourcePort, d.Record.DestinationPort = k.RemotePort, k.LocalPort
+		d.Record.Ttl, d.Record.Comm = r.TTL, [2]uint64{}
+	}
+	if k.Kind != kindDNS {
+		return l.buffer[:unsafe.Sizeof(d.Record)]
+	}
+	setQuestion(d, c.question.Question[:], int(c.question.Length))
+	return l.buffer[:]
+}
