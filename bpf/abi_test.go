@@ -90,8 +90,8 @@ type layoutLine struct {
 	order   []string
 }
 
-// parsedLayout are the lines by what they are about. Unions have no names: they are told
-// apart by what they are.
+// parsedLayout are the lines by what they are about. Unions have no names: their
+// members distinguish them.
 func parsedLayout(text string) map[string]layoutLine {
 	all := make(map[string]layoutLine)
 	for line := range strings.Lines(text) {

@@ -13,7 +13,7 @@
 #include <bpf/bpf_helpers.h>
 
 /*
- * A function of its own, and "used", or clang leaves in the return register what
+ * A separate function, and "used", or clang leaves in the return register what
  * happens to be there where no caller looks at it: the verifier does.
  */
 #define __subprogram static __noinline __attribute__((used))

@@ -3,7 +3,7 @@ package bpf
 // edges is how often each has been passed; it keeps them from being one.
 var edges [112]uint64
 
-// edge is a place in the code for each number, which the fuzzer tells apart: below
+// edge is a place in the code for each number, which the fuzzer distinguishes: below
 // edgeRecords for a counter that moved, from there on for a kind, side and result of a
 // record.
 func edge(n int) {

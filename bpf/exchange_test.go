@@ -169,8 +169,8 @@ func (k *kernel) try(e exchange, f flow) {
 		k.t.Errorf("%d records, want %d: %+v", len(got), len(e.records), got)
 	}
 	for i, r := range got[:min(len(got), len(e.records))] {
-		if told := wanted(&r); told != e.records[i] {
-			k.t.Errorf("record %d tells %+v, want %+v", i, told, e.records[i])
+		if got := wanted(&r); got != e.records[i] {
+			k.t.Errorf("record %d is %+v, want %+v", i, got, e.records[i])
 		}
 		checkRecord(k.t, r, f)
 	}

@@ -4,7 +4,7 @@
 /*
  * flatd's kernel half. A packet comes in at one of the four programs at the
  * end of this file and goes through observe(): parse.h finds its transport
- * header and half.h its ends; tcp.h, udp.h or icmp.h tells request from answer;
+ * header and half.h its ends; tcp.h, udp.h or icmp.h separates request and answer;
  * request.h tracks the one and ends it by the other, table.h is where it is kept
  * meanwhile, report.h writes the record (record.h) that user space reads.
  * A request without an answer ends in timeout.h, by a record of the same kind.

@@ -4,7 +4,7 @@
  * programs are in front of the others and see each packet first. They begin nothing at
  * first, but note what the others begin (PHASE_WATCH); user space adds what these had
  * open before. Then they begin what is not noted, and note that as their own
- * (PHASE_BOTH) until the others have been told to begin nothing (PHASE_FINISH). What
+ * (PHASE_BOTH) until the others have been set to begin nothing (PHASE_FINISH). What
  * both have begun in between is the new programs' to report.
  */
 #pragma once

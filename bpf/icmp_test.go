@@ -105,7 +105,7 @@ func errorExchanges(t testing.TB, f flow) []exchange {
 					[]want{client(kind.kind, kind.result)}, counts{"requests": 1, "finished": 1, "icmp_other": 1}})
 			}
 		}
-		all = append(all, exchange{kind.name + ", told by this host",
+		all = append(all, exchange{kind.name + ", reported by this host",
 			[]packet{in(kind.request), out(f.back().unreachable(t, kind.request))},
 			[]want{server(kind.kind, unreachable).because(closedPort(f))}, ends})
 		all = append(all, exchange{kind.name + ", in the request's direction",
@@ -146,32 +146,32 @@ func quotations(t testing.TB, f flow) []exchange {
 	quoting := func(frame []byte, octets int) []byte {
 		return b.quote(t, kind, code, frame[:networkOf(frame)+headers+octets])
 	}
-	told := func(of uint8) []want { return []want{client(of, unreachable).because(kind, code)} }
+	reported := func(of uint8) []want { return []want{client(of, unreachable).because(kind, code)} }
 	ends, ignored := counts{"requests": 1, "finished": 1}, counts{"requests": 1, "quote": 1}
 
 	all := []exchange{
 		// Eight octets behind the IP header are what a router owes (RFC 792).
-		{"eight octets of tcp", []packet{out(syn), in(quoting(syn, 8))}, told(kindTCP), ends},
-		{"eight octets of udp", []packet{out(udp), in(quoting(udp, 8))}, told(ofUDP), ends},
-		{"eight octets of an echo", []packet{out(echo), in(quoting(echo, 8))}, told(ofICMP), ends},
+		{"eight octets of tcp", []packet{out(syn), in(quoting(syn, 8))}, reported(kindTCP), ends},
+		{"eight octets of udp", []packet{out(udp), in(quoting(udp, 8))}, reported(ofUDP), ends},
+		{"eight octets of an echo", []packet{out(echo), in(quoting(echo, 8))}, reported(ofICMP), ends},
 		// Of DNS they do not tell which, unless there is but one.
-		{"eight octets of dns, one is open", []packet{out(dns), in(quoting(dns, 8))}, told(kindDNS), ends},
+		{"eight octets of dns, one is open", []packet{out(dns), in(quoting(dns, 8))}, reported(kindDNS), ends},
 		{"eight octets of dns, two are open", []packet{out(dns), out(d.dns(t, 6, nil)), in(quoting(dns, 8)), in(d.back().answers(t, 6, 0)), in(quoting(dns, 8))},
-			append([]want{client(kindDNS, answered)}, told(kindDNS)...), counts{"requests": 2, "finished": 2, "quote": 1}},
+			append([]want{client(kindDNS, answered)}, reported(kindDNS)...), counts{"requests": 2, "finished": 2, "quote": 1}},
 		{"eight octets of dns, two questions are open", []packet{out(dns), out(d.dns(t, 5, asking("www.test", 1))), in(quoting(dns, 8))},
 			nil, counts{"requests": 2, "quote": 1}},
 		{"eight octets of dns, nothing is open", []packet{out(dns), in(d.back().answers(t, 5, 0)), in(quoting(dns, 8))},
 			[]want{client(kindDNS, answered)}, counts{"requests": 1, "finished": 1, "quote": 1}},
 		{"eight octets of dns of another socket", []packet{out(dns), in(quoting(d.sourcePort(43211).dns(t, 5, nil), 8))}, nil, ignored},
-		{"eight octets of dns, told by this host", []packet{in(dns), out(quoting(dns, 8))},
+		{"eight octets of dns, reported by this host", []packet{in(dns), out(quoting(dns, 8))},
 			[]want{server(kindDNS, unreachable).because(kind, code)}, ends},
-		{"ten octets of dns", []packet{out(dns), in(quoting(dns, 10))}, told(kindDNS), ends},
-		{"a question cut short", []packet{out(dns), in(quoting(dns, 8+12+6))}, told(kindDNS), ends},
+		{"ten octets of dns", []packet{out(dns), in(quoting(dns, 10))}, reported(kindDNS), ends},
+		{"a question cut short", []packet{out(dns), in(quoting(dns, 8+12+6))}, reported(kindDNS), ends},
 		{"a question cut short, two are open", []packet{out(dns), out(d.dns(t, 5, asking("www.test", 1))), in(quoting(dns, 8+12+6))},
 			nil, counts{"requests": 2, "quote": 1}},
 		{"another transaction's question cut short", []packet{out(dns), in(quoting(d.dns(t, 6, nil), 8+12+6))}, nil, ignored},
 		{"one of two questions with one id", []packet{out(dns), out(d.dns(t, 5, asking("www.test", 1))), in(b.unreachable(t, dns))},
-			told(kindDNS), counts{"requests": 2, "finished": 1}},
+			reported(kindDNS), counts{"requests": 2, "finished": 1}},
 		{"seven octets", []packet{out(syn), in(quoting(syn, 7))}, nil, ignored},
 		{"no octet", []packet{out(syn), in(b.icmp(t, kind, code))}, nil, ignored},
 
@@ -191,24 +191,24 @@ func quotations(t testing.TB, f flow) []exchange {
 
 		// What comes after an error belongs to the same attempt.
 		{"SYN again, and its answer", []packet{out(syn), in(b.unreachable(t, syn)), out(syn), in(b.synAck(t, 101))},
-			append(told(kindTCP), client(kindTCP, established).repeated(1).tooLate()), counts{"requests": 1, "finished": 1, "repeats": 1, "late": 1}},
+			append(reported(kindTCP), client(kindTCP, established).repeated(1).tooLate()), counts{"requests": 1, "finished": 1, "repeats": 1, "late": 1}},
 		{"the same error again", []packet{out(syn), in(b.unreachable(t, syn)), in(b.unreachable(t, syn))},
-			told(kindTCP), counts{"requests": 1, "finished": 1, "quote": 1}},
+			reported(kindTCP), counts{"requests": 1, "finished": 1, "quote": 1}},
 		{"another datagram, and its answer", []packet{out(udp), in(b.unreachable(t, udp)), out(udp), in(b.udp(t, 1))},
-			append(told(ofUDP), client(ofUDP, answered).repeated(1).tooLate()), counts{"requests": 1, "finished": 1, "repeats": 1, "late": 1}},
+			append(reported(ofUDP), client(ofUDP, answered).repeated(1).tooLate()), counts{"requests": 1, "finished": 1, "repeats": 1, "late": 1}},
 		{"another query, answered", []packet{out(dns), in(b.unreachable(t, dns)), out(dns), in(d.back().answers(t, 5, 0))},
-			append(told(kindDNS), client(kindDNS, answered).again()), counts{"requests": 2, "finished": 2}},
+			append(reported(kindDNS), client(kindDNS, answered).again()), counts{"requests": 2, "finished": 2}},
 		{"after the timeout", []packet{out(syn), timeout, in(b.unreachable(t, syn))},
 			[]want{client(kindTCP, timedOut)}, counts{"requests": 1, "timed_out": 1, "quote": 1}},
 		{"another attempt, answered", []packet{out(syn), in(b.unreachable(t, syn)), out(f.syn(t, 900)), in(b.synAck(t, 901))},
-			append(told(kindTCP), client(kindTCP, established)), counts{"requests": 2, "finished": 2}},
+			append(reported(kindTCP), client(kindTCP, established)), counts{"requests": 2, "finished": 2}},
 	}
 	if v6 {
 		return append(all, exchange{"behind an extension header", []packet{out(withExtensions(syn, destinationOptions)), in(b.unreachable(t, withExtensions(syn, destinationOptions)))},
-			told(kindTCP), ends})
+			reported(kindTCP), ends})
 	}
 	return append(all,
-		exchange{"behind IPv4 options", []packet{out(withOptions(syn, 10)), in(b.unreachable(t, withOptions(syn, 10)))}, told(kindTCP), ends},
-		exchange{"with IPv4 options of its own", []packet{out(syn), in(withOptions(b.unreachable(t, syn), 3))}, told(kindTCP), ends},
+		exchange{"behind IPv4 options", []packet{out(withOptions(syn, 10)), in(b.unreachable(t, withOptions(syn, 10)))}, reported(kindTCP), ends},
+		exchange{"with IPv4 options of its own", []packet{out(syn), in(withOptions(b.unreachable(t, syn), 3))}, reported(kindTCP), ends},
 		exchange{"a header of no length", []packet{out(syn), in(b.unreachable(t, patched(syn, 0, 0x40)))}, nil, ignored})
 }

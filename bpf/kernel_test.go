@@ -21,13 +21,13 @@ import (
 // by one, or reach them over a device where deliver says how.
 type kernel struct {
 	*State
-	t       testing.TB
-	mapped  map[*ebpf.Map][]byte
-	reader  *Reader
-	deliver func(in bool, frame []byte)
-	told    Counters // by counted
-	read    uint64   // records
-	cleared uint64   // open requests that clear forgot
+	t          testing.TB
+	mapped     map[*ebpf.Map][]byte
+	reader     *Reader
+	deliver    func(in bool, frame []byte)
+	lastCounts Counters // when counted last looked
+	read       uint64   // records
+	cleared    uint64   // open requests that clear forgot
 }
 
 // openKernel loads the object that this kernel gets, or the given one.
@@ -376,11 +376,11 @@ func (k *kernel) counted(want map[string]uint64) {
 	}
 	for i := range now {
 		name := Counter(i).String()
-		if got := now[i] - k.told[i]; got != want[name] {
+		if got := now[i] - k.lastCounts[i]; got != want[name] {
 			k.t.Errorf("counter %s moved by %d, want %d", name, got, want[name])
 		}
 	}
-	k.told = now
+	k.lastCounts = now
 }
 
 // balanced checks the books (counters.h), and that the histograms agree. The
@@ -407,12 +407,12 @@ func (k *kernel) balanced() {
 	if err != nil {
 		k.t.Fatal(err)
 	}
-	told := c[kernelFlatCounterCOUNT_HISTOGRAM_FULL]
+	inHistograms := c[kernelFlatCounterCOUNT_HISTOGRAM_FULL]
 	for _, h := range histograms {
-		told += h.Count()
+		inHistograms += h.Count()
 	}
-	if reported != told {
-		k.t.Errorf("%d exchanges ended, but %d are in the histograms or without one", reported, told)
+	if reported != inHistograms {
+		k.t.Errorf("%d exchanges ended, but %d are in the histograms or without one", reported, inHistograms)
 	}
 	k.leaksNothing()
 }

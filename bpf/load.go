@@ -44,7 +44,7 @@ func objectsOfKernel() ([]object, error) {
 	return []object{objectFlat, objectFlat510}, nil
 }
 
-// specOf is what to load of an object: as it is embedded, and told what the kernel has.
+// specOf is what to load of an object: as it is embedded, with what the kernel has.
 func specOf(load func() (*ebpf.CollectionSpec, error)) func() (*ebpf.CollectionSpec, error) {
 	return func() (*ebpf.CollectionSpec, error) {
 		spec, err := load()

@@ -198,7 +198,7 @@ func (s *State) TakeOver(p *Previous) error {
 // EndTakeOver is called once p has been removed.
 func (s *State) EndTakeOver() error { return s.beginWatch(nil) }
 
-// inherit tells our programs what those of p have open, and which flows and attempts
+// inherit gives our programs what those of p have open, and which flows and attempts
 // they know: a SYN that is sent again, an answer, a further datagram is nothing new.
 func (s *State) inherit(p *Previous) error {
 	if p.two == nil {

@@ -90,14 +90,14 @@ static __always_inline bool is_open(const struct flat_request *found)
 	return found->state == STATE_OPEN || found->state == STATE_HALF_OPEN;
 }
 
-/* is_current tells an exchange that continues from one that has long been over. */
+/* is_current separates an exchange that continues from one that is long over. */
 static __always_inline bool is_current(const struct half *h, const struct flat_request *found)
 {
 	return elapsed(h, found->last_ns) < udp_idle();
 }
 
 /*
- * is_repeat tells a request sent again from a new one of the same key: a SYN has its
+ * is_repeat separates a request sent again from a new one of the same key: a SYN has its
  * sequence number, others are repeats as long as they are open.
  */
 static __always_inline bool is_repeat(const struct half *h, const struct flat_request *found)

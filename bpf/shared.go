@@ -101,7 +101,7 @@ func (s *shared) setTranslating(indexes []int) {
 	}
 }
 
-// setSuspended tells the programs for how long the host was suspended since it was
+// setSuspended sets for the programs how long the host was suspended since it was
 // booted, as near as it can be found, and returns it.
 func (s *shared) setSuspended() uint64 {
 	shortest := uint64(math.MaxUint64)

@@ -57,7 +57,7 @@ func (k *kernel) end(how string, answer []packet) {
 		k.t.Errorf("%d ended, want 1", got)
 	}
 	var err error
-	if k.told, err = k.Counters(); err != nil {
+	if k.lastCounts, err = k.Counters(); err != nil {
 		k.t.Fatal(err)
 	}
 }
@@ -143,7 +143,7 @@ func (k *kernel) twoOfOneSlot() (pair [2]flow) {
 		}
 		slots[slot] = f
 	}
-	k.t.Fatal("each of 10000 requests has a slot of its own, of 1024")
+	k.t.Fatal("each of 10000 requests has its own slot, of 1024")
 	panic("not reached")
 }
 

@@ -275,7 +275,7 @@ func (k *kernel) overflow(packets func(flow) []packet) {
 	k.counted(counts{"repeats": 1})
 	k.sweepUntilDone(time.Minute) // which it is not in
 	k.records()
-	k.told, _ = k.Counters()
+	k.lastCounts, _ = k.Counters()
 	for _, p := range last[1:] {
 		k.pass(p.in, p.frame)
 	}
@@ -367,7 +367,7 @@ func TestSettingsFilterRequests(t *testing.T) {
 	k.counted(passes)
 	try(flow4)
 	k.counted(counts{"requests": 1, "finished": 1, "too_fast": 1})
-	k.out(flow4.syn(t, 10)) // failures are told however fast
+	k.out(flow4.syn(t, 10)) // failures are reported however fast
 	k.in(flow4.back().rst(t, 11))
 	k.counted(passes)
 

@@ -66,7 +66,7 @@ static __always_inline void settle(struct flat_request *found, const struct half
 	take_out(o->side, o->hash);
 }
 
-/* end_silently ends a request that no record tells of. */
+/* end_silently ends a request that no record reports. */
 static __always_inline bool end_silently(struct flat_request *found, const struct half *h,
 					 const struct flat_overdue *o, enum flat_counter why)
 {

@@ -183,7 +183,7 @@ func TestTranslationHidesNoTimeout(t *testing.T) {
 			}
 			if class.name != "udp" {
 				k.in(class.answer(t, translations[0].of(flow4)))
-				k.told, _ = k.Counters()
+				k.lastCounts, _ = k.Counters()
 				k.timeOutAll()
 				k.counted(counts{"timed_out": 1})
 			}

@@ -239,7 +239,7 @@ __subprogram int see_answered(struct __sk_buff *skb, struct half *h)
 __subprogram int answer_translated(struct __sk_buff *skb, struct flat_options *s, struct half *h)
 {
 	struct answer a = new_answer(h, RESULT_ANSWERED, true);
-	__u64 hash = flow_of_key(&h->key); /* what follows belongs to a flow of its own */
+	__u64 hash = flow_of_key(&h->key); /* what follows belongs to another flow */
 	struct flat_request *open = find_translated(skb, h, &a, 0);
 
 	if (!open) /* a hint that counts nothing any more: it was answered on another device */

@@ -13,7 +13,7 @@ import (
 	"github.com/flatd/flatd/outputs"
 )
 
-// away is an output that takes events only when it is told how many.
+// away is an output that takes events only up to a number that the test sets.
 type away struct {
 	takes  chan int
 	writes atomic.Int32

@@ -18,7 +18,7 @@ type takeover struct {
 	state     *bpf.Previous
 	marks     bpf.Marks     // of that state, as they were found
 	read      uint64        // records
-	since     atomic.Uint64 // when ours were told to begin; 0: not yet
+	since     atomic.Uint64 // when ours were set to begin; 0: not yet
 	confirmed uint64        // timeouts that the state need not remember
 	both      uint64        // records left out, as reported
 	detached  bool

@@ -476,7 +476,7 @@ func countStages(t *testing.T, from, to string) (start, whole int) {
 	time.Sleep(200 * time.Millisecond)
 	u.end(p, syscall.SIGTERM)
 	p = u.launch("traced", to, &testbed.Stage{Of: stagesOf})
-	u.awaitOutput(p, `"action":"start"`) // a look at its status makes calls of its own
+	u.awaitOutput(p, `"action":"start"`) // a look at its status makes calls, too
 	time.Sleep(200 * time.Millisecond)
 	start = p.trace.Calls()
 	t.Logf("until it is at work: %d calls of bpf(2), and %d of unlinkat(2)", p.trace.BPFCalls(), start-p.trace.BPFCalls())

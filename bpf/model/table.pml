@@ -4,7 +4,7 @@
  *
  * Two keys, A and B, name the same slot. Beside it there is a hash map with room for
  * one request, and the memory of recent requests. Each process is one run of a
- * program, on a CPU of its own; each statement that reads or writes what they share
+ * program, on its own CPU; each statement that reads or writes what they share
  * is a step, between two of which the others may run. With -DFLAT510 there are no
  * slots: as if another had this one for ever.
  */

@@ -70,7 +70,7 @@ func StartTraced(cmd *exec.Cmd, at Stage) (*Trace, error) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
-	// A group of its own tells its threads from other children of ours.
+	// Its own process group separates its threads from our other children.
 	cmd.SysProcAttr.Ptrace, cmd.SysProcAttr.Setpgid = true, true
 	started := make(chan error)
 	go func() {
