@@ -149,21 +149,7 @@ func (s *State) keepAttempts() error {
 }
 
 func (s *State) clearSeen() error {
-	var hash, value uint64
-	var all []uint64
-	entries := s.maps.FlatSeen.Iterate()
-	for entries.Next(&hash, &value) {
-		all = append(all, hash)
-	}
-	if err := entries.Err(); err != nil {
-		return fmt.Errorf("list what other programs have begun: %w", err)
-	}
-	for _, hash := range all {
-		if err := s.maps.FlatSeen.Delete(hash); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("forget what other programs have begun: %w", err)
-		}
-	}
-	return nil
+	return deleteKeys[uint64, uint64](s.maps.FlatSeen, "what other programs have begun", func(uint64) bool { return true })
 }
 
 // TakingOver reports whether TakeOver is still to be called, or to be completed.

@@ -188,21 +188,28 @@ func netKey(generation, end uint32, p netip.Prefix) kernelFlatNet {
 }
 
 func (s *State) clearNets(stale func(generation uint32) bool) error {
-	var key kernelFlatNet
-	var verdict uint32
-	var gone []kernelFlatNet
-	entries := s.maps.FlatNets.Iterate()
-	for entries.Next(&key, &verdict) {
-		if stale(key.Table / 4) {
-			gone = append(gone, key)
+	return deleteKeys[kernelFlatNet, uint32](s.maps.FlatNets, "the filter's prefixes",
+		func(key kernelFlatNet) bool { return stale(key.Table / 4) })
+}
+
+// deleteKeys removes the keys of m that gone accepts. It lists them first: an iteration
+// begins again where the key that it stands on is removed.
+func deleteKeys[K, V any](m *ebpf.Map, what string, gone func(K) bool) error {
+	var key K
+	var value V
+	var keys []K
+	entries := m.Iterate()
+	for entries.Next(&key, &value) {
+		if gone(key) {
+			keys = append(keys, key)
 		}
 	}
 	if err := entries.Err(); err != nil {
-		return fmt.Errorf("list the filter's prefixes: %w", err)
+		return fmt.Errorf("list %s: %w", what, err)
 	}
-	for _, key := range gone {
-		if err := s.maps.FlatNets.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("remove a prefix from the filter: %w", err)
+	for _, key := range keys {
+		if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("remove from %s: %w", what, err)
 		}
 	}
 	return nil
