@@ -17,7 +17,8 @@ import (
 // look, and that its timeouts were found by user space, which kept them in a map, the
 // ledger, until every output had them. This file goes when nobody upgrades from it.
 type layout2 struct {
-	ours, theirs, questions, settings, counters *ebpf.Map
+	ours, theirs, questions, settings *ebpf.Map
+	counters                          *ebpf.Map // those of Previous
 
 	claim  *ebpf.Program
 	seats  []seat2
@@ -26,6 +27,9 @@ type layout2 struct {
 	buffer [unsafe.Sizeof(kernelFlatDnsRecord{})]byte // of record
 	last   uint64                                     // the number of the timeout that was reported last
 	first  bool                                       // what an earlier daemon claimed has been reported
+
+	skipTimeouts bool   // the filter leaves them out, which layout 2 had user space do
+	leftOut      uint64 // timeouts, for that reason
 }
 
 // key2 and pending2 are an open request of layout 2 (struct flat_key, struct flat_pending).
@@ -77,7 +81,9 @@ type record2 struct {
 const (
 	stateOpen2, stateReported2, stateHalfOpen2 = 0, 1, 2
 
-	ringFull2, lossTold2, counters2 = 9, 12, 31
+	lossTold2 = 12 // a counter; up to RingFull they are as ours
+
+	resultTimeout2 = 5
 
 	skipKinds2 = 32 // where skip_kinds is in struct flat_options
 
@@ -111,7 +117,7 @@ func openLayout2(p *Previous) *layout2 {
 	l := &layout2{
 		ours: p.take("flat_ours", ebpf.Hash, key, value), theirs: p.take("flat_theirs", ebpf.Hash, key, value),
 		questions: p.take("flat_questions", ebpf.LRUHash, key, uint32(unsafe.Sizeof(question2{}))),
-		counters:  p.take("flat_counters", ebpf.PerCPUArray, 4, 8),
+		counters:  p.maps.FlatCounters,
 	}
 	l.settings, _ = ebpf.LoadPinnedMap(filepath.Join(p.dir, "flat_settings"), nil)
 	l.claim, _ = ebpf.LoadPinnedProgram(filepath.Join(p.dir, "flat_claim"), nil)
@@ -141,7 +147,7 @@ func (l *layout2) canSweep() bool {
 
 func (l *layout2) close() error {
 	var errs []error
-	for _, m := range []*ebpf.Map{l.ours, l.theirs, l.questions, l.settings, l.counters} {
+	for _, m := range []*ebpf.Map{l.ours, l.theirs, l.questions, l.settings} {
 		if m != nil {
 			errs = append(errs, m.Close())
 		}
@@ -275,13 +281,20 @@ func (l *layout2) find(side uint8, key *key2) (found pending2, ok bool) {
 // sweep reports what has waited longer than limit, and at first what an earlier daemon
 // had claimed and not confirmed.
 func (l *layout2) sweep(now uint64, limit time.Duration, report func(record []byte)) (swept Swept, err error) {
+	found := func(number uint64, c *claimed2) {
+		l.last = number
+		if l.skipTimeouts {
+			l.leftOut++
+		} else {
+			report(l.timeout(c))
+		}
+	}
 	if !l.first {
 		l.first = true
 		b := l.books()
 		for number := b.confirmed + 1; number <= b.timedOut; number++ {
 			if c := &l.ledger.timeouts[number%timeoutsMax2]; c.number == number {
-				l.last = number
-				report(l.timeout(c))
+				found(number, c)
 			}
 		}
 	}
@@ -294,8 +307,7 @@ func (l *layout2) sweep(now uint64, limit time.Duration, report func(record []by
 			c := claimed2{side: uint64(side), limitNs: uint64(limit), key: *key, pending: *r}
 			claimed, err := l.claimRequest(&c)
 			if claimed && !c.halfOpen() {
-				l.last = l.books().timedOut
-				report(l.timeout(&c))
+				found(l.books().timedOut, &c)
 			}
 			return err
 		}
@@ -440,7 +452,7 @@ func (l *layout2) timeout(c *claimed2) []byte {
 	d.Record = kernelFlatRecord{
 		EndNs: r.FirstNs + c.limitNs, DurationNs: c.limitNs, Cgroup: r.Cgroup, SourcePort: k.LocalPort, DestinationPort: k.RemotePort,
 		Vlan: r.VLAN, Ifindex: r.Ifindex, Id: k.ID, Repeats: r.Repeats, Uid: r.UID, Pid: r.PID, Flags: uint32(r.Flags), Comm: r.Comm,
-		Kind: uint8(k.Kind), Side: uint8(c.side), Result: 5, RequestId: id.Sum64(),
+		Kind: uint8(k.Kind), Side: uint8(c.side), Result: resultTimeout2, RequestId: id.Sum64(),
 	}
 	d.Record.Source.Bytes, d.Record.Destination.Bytes = k.Local, k.Remote
 	if c.side == SideServer {

@@ -63,6 +63,9 @@ func (s *State) Previous() (*Previous, error) {
 			return nil, err
 		}
 	}
+	if found != nil && found.two != nil {
+		found.two.skipTimeouts = s.options.SkipResults>>resultTimeout2&1 == 1
+	}
 	return found, s.beginWatch(found)
 }
 
@@ -370,6 +373,7 @@ func openPrevious(root string, l layout) (*Previous, error) {
 	if p.maps.FlatEvents == nil {
 		return p, nil // there is nothing to take over
 	}
+	p.maps.FlatCounters = p.take(kernelMapFlatCounters, ebpf.PerCPUArray, 4, 8)
 	if l.abi < 3 {
 		p.two = openLayout2(p)
 	} else {
@@ -388,7 +392,6 @@ func openPrevious(root string, l layout) (*Previous, error) {
 // openLayout opens what layouts from 3 on have in common.
 func (p *Previous) openLayout() {
 	request, slot := uint32(unsafe.Sizeof(kernelFlatOpen{})), uint32(unsafe.Sizeof(kernelFlatSlot{}))
-	p.maps.FlatCounters = p.take(kernelMapFlatCounters, ebpf.PerCPUArray, 4, 8)
 	p.maps.FlatOurs = p.take(kernelMapFlatOurs, ebpf.Hash, 8, request)
 	p.maps.FlatTheirs = p.take(kernelMapFlatTheirs, ebpf.Hash, 8, request)
 	p.maps.FlatSlots = p.take(kernelMapFlatSlots, ebpf.Array, 4, slot)
@@ -424,13 +427,10 @@ func (p *Previous) CanSweep() bool {
 	return p.open.ours != nil && p.open.theirs != nil && p.open.slots.all != nil && p.program != nil && p.shared != nil
 }
 
-// CanCount reports whether the counters are those that we know, so that RingFull may
-// be used.
+// CanCount reports whether the counters are those that we know, so that RingFull and
+// LeftOut may be used.
 func (p *Previous) CanCount() bool {
-	if p.two != nil {
-		return p.two.counters != nil
-	}
-	return p.maps.FlatCounters != nil && p.marks != nil
+	return p.maps.FlatCounters != nil && (p.two != nil || p.marks != nil)
 }
 
 // each visits the requests that are open, and those of layout 2 that are remembered.
@@ -531,12 +531,26 @@ func (p *Previous) SetMarks(to Marks) error {
 }
 
 // RingFull is how many exchanges found no room in the ring, if CanCount says so.
-func (p *Previous) RingFull() (uint64, error) {
+func (p *Previous) RingFull() (uint64, error) { return p.count(RingFull) }
+
+// LeftOut is how many exchanges the settings have left out, by their result, as too fast
+// and by sampling, if CanCount says so.
+func (p *Previous) LeftOut() (byResult, tooFast, sampledOut uint64, err error) {
+	byResult, err = p.count(ResultOut)
 	if p.two != nil {
-		return p.two.count(ringFull2)
+		byResult += p.two.leftOut
 	}
-	return (&State{maps: p.maps}).sum(RingFull)
+	if err == nil {
+		tooFast, err = p.count(TooFast)
+	}
+	if err == nil {
+		sampledOut, err = p.count(SampledOut)
+	}
+	return byResult, tooFast, sampledOut, err
 }
+
+// count reads a counter that all layouts have.
+func (p *Previous) count(c Counter) (uint64, error) { return (&State{maps: p.maps}).sum(c) }
 
 // LastTimeout is the number of the timeout that Sweep has handed over last, of layout 2,
 // which keeps them until ConfirmTimeouts.

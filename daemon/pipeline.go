@@ -58,15 +58,16 @@ type pipeline struct {
 	decodeErrors atomic.Uint64
 	timedOut     atomic.Uint64 // of the records, those of timeouts
 	takingOver   atomic.Bool
-	takenOver    atomic.Uint64   // exchanges of an older state
-	previousLost atomic.Uint64   // those that its ring had no room for
-	both         atomic.Uint64   // records of exchanges that the programs of both states have begun
-	own          atomic.Uint64   // events about flatd itself, and summaries
-	open         [2]atomic.Int64 // ours, theirs, as of the last sweep
-	overdue      atomic.Int64    // of these, those that wait for room in the ring
-	backlog      atomic.Int64    // bytes of the ring not read yet
-	outstanding  atomic.Int64    // bytes read and held back
-	atRisk       atomic.Int64    // events that only the queues have
+	takenOver    atomic.Uint64    // exchanges of an older state
+	previousLost atomic.Uint64    // those that its ring had no room for
+	previousOut  [3]atomic.Uint64 // those that the settings left out: by result, as too fast, by sampling
+	both         atomic.Uint64    // records of exchanges that the programs of both states have begun
+	own          atomic.Uint64    // events about flatd itself, and summaries
+	open         [2]atomic.Int64  // ours, theirs, as of the last sweep
+	overdue      atomic.Int64     // of these, those that wait for room in the ring
+	backlog      atomic.Int64     // bytes of the ring not read yet
+	outstanding  atomic.Int64     // bytes read and held back
+	atRisk       atomic.Int64     // events that only the queues have
 }
 
 const (
@@ -291,9 +292,11 @@ func (p *pipeline) tellSummary(now time.Time) error {
 		return err
 	}
 	a := accounts{
-		resultOut: counters[bpf.ResultOut], tooFast: counters[bpf.TooFast],
-		sampledOut: counters[bpf.SampledOut], ringFull: counters[bpf.RingFull] + p.previousLost.Load(),
-		halfOpen: counters[bpf.HalfOpen],
+		resultOut:  counters[bpf.ResultOut] + p.previousOut[0].Load(),
+		tooFast:    counters[bpf.TooFast] + p.previousOut[1].Load(),
+		sampledOut: counters[bpf.SampledOut] + p.previousOut[2].Load(),
+		ringFull:   counters[bpf.RingFull] + p.previousLost.Load(),
+		halfOpen:   counters[bpf.HalfOpen],
 	}
 	for _, s := range p.fanout.Stats() {
 		a.withheld += s.Withheld

@@ -92,6 +92,8 @@ type Books struct {
 	// What the ring of those programs had no room for, as far as no daemon before
 	// this one has told. Some of it the new programs may have reported.
 	TakenOverLost uint64 `json:"taken_over_lost"`
+	// What the settings left out of the exchanges of those programs.
+	TakenOverOut uint64 `json:"taken_over_out"`
 	// Records of exchanges that the programs of both layouts have begun, and that were
 	// left out: the other programs report them. Their sequence numbers are missing.
 	TakenOverBoth uint64 `json:"taken_over_both"`
@@ -129,7 +131,7 @@ func (d *Daemon) Status() (Status, error) {
 			ResultOut: counters[bpf.ResultOut], TooFast: counters[bpf.TooFast], SampledOut: counters[bpf.SampledOut], RingFull: counters[bpf.RingFull],
 			ReadBefore: p.readBefore, Read: p.read.Load(),
 			TimeoutsSeen: p.timedOut.Load(), DecodeErrors: p.decodeErrors.Load(), Own: p.own.Load(),
-			TakenOver: p.takenOver.Load(), TakenOverLost: p.previousLost.Load(), LostBefore: p.lostBefore, TakenOverBoth: p.both.Load(),
+			TakenOver: p.takenOver.Load(), TakenOverLost: p.previousLost.Load(), TakenOverOut: p.previousLeftOut(), LostBefore: p.lostBefore, TakenOverBoth: p.both.Load(),
 		},
 		Ring: RingStatus{
 			Size: p.reader.Size(), Backlog: int(p.backlog.Load()),

@@ -18,6 +18,7 @@ type takeover struct {
 	state     *bpf.Previous
 	marks     bpf.Marks     // of that state, as they were found
 	read      uint64        // records
+	leftOut   [3]uint64     // by the settings, as counted last
 	since     atomic.Uint64 // when ours were set to begin; 0: not yet
 	confirmed uint64        // timeouts that the state need not remember
 	both      uint64        // records left out, as reported
@@ -57,7 +58,13 @@ func (p *pipeline) takeOver() error {
 		p.lostBefore += n
 		p.reportLoss(previousLost, n, n, lostBefore(n))
 	}
-	return p.reportPreviousFull()
+	if err := p.countPrevious(); err != nil {
+		return err
+	}
+	for i := range p.previousOut { // by daemons before this one
+		p.previousOut[i].Store(0)
+	}
+	return nil
 }
 
 // readUpTo is the mark of the records of the previous ring that have been read.
@@ -120,18 +127,26 @@ func (p *pipeline) publishPrevious(record []byte, t thing, to mark) {
 func (p *pipeline) sweepPrevious(limit time.Duration) error {
 	_, err := p.previous.state.Sweep(bpf.BootTime(), limit, func(record []byte) {
 		p.awaitRoom()
-		to := mark{number: p.previous.state.LastTimeout()}
-		p.publishPrevious(record, previousTimeouts, to)
-		p.inFlight.pass(previousTimeouts, to) // also if there is no event
+		p.publishPrevious(record, previousTimeouts, mark{number: p.previous.state.LastTimeout()})
 	})
-	return err
+	p.inFlight.pass(previousTimeouts, mark{number: p.previous.state.LastTimeout()}) // also of those without an event
+	return errors.Join(err, p.countPrevious())
 }
 
-// reportPreviousFull reports once what the previous ring had no room for.
-func (p *pipeline) reportPreviousFull() error {
+// countPrevious reports once what the previous ring had no room for, and counts what the
+// settings left out.
+func (p *pipeline) countPrevious() error {
 	t := p.previous
 	if !t.state.CanCount() {
 		return nil
+	}
+	byResult, tooFast, sampledOut, err := t.state.LeftOut()
+	if err != nil {
+		return err
+	}
+	for i, n := range [...]uint64{byResult, tooFast, sampledOut} {
+		p.previousOut[i].Add(n - t.leftOut[i])
+		t.leftOut[i] = n
 	}
 	full, err := t.state.RingFull()
 	if err != nil {
@@ -165,6 +180,14 @@ func (p *pipeline) commitPrevious() error {
 	})
 }
 
+// previousLeftOut is what the settings left out of the previous programs' exchanges.
+func (p *pipeline) previousLeftOut() (sum uint64) {
+	for i := range p.previousOut {
+		sum += p.previousOut[i].Load()
+	}
+	return sum
+}
+
 // reportBoth says of how many exchanges, begun by the programs of both states, one record
 // was left out: its sequence number is missing, and nothing else.
 func (p *pipeline) reportBoth() {
@@ -194,7 +217,7 @@ func (p *pipeline) endTakeover(limit time.Duration) error {
 		return err
 	}
 	p.readPrevious()
-	if err := p.reportPreviousFull(); err != nil {
+	if err := p.countPrevious(); err != nil {
 		return err
 	}
 	if t.state.Backlog() > 0 || p.inFlight.any(previousThings...) {

@@ -37,7 +37,7 @@ func TestResultsNotAskedForAreLeftOutOfATakeover(t *testing.T) {
 		t.Fatalf("start %q, want beside", start)
 	}
 	p.takenOver()
-	if b := booksBalance(t, p).Books; b.TakenOver != 1 || b.TimeoutsSeen != 0 {
+	if b := booksBalance(t, p).Books; b.TakenOver != 1 || b.TimeoutsSeen != 0 || b.TakenOverOut != 2 {
 		t.Errorf("a refusal was made, and 2 attempts in vain: %+v", b)
 	}
 	var results []string
