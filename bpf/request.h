@@ -160,7 +160,8 @@ static __always_inline bool repeats_open(const struct half *h, enum flat_side si
  * is_ours_to_begin reports whether these programs are to measure a new request. What
  * they have begun before they finish, whatever has changed.
  */
-__checked_alone bool is_ours_to_begin(struct __sk_buff *skb, struct flat_options *s, struct half *h)
+__checked_or_inline bool is_ours_to_begin(struct __sk_buff *skb, struct flat_options *s,
+					  struct half *h)
 {
 	__u32 phase = flat_shared.phase;
 	enum flat_side side;
