@@ -61,6 +61,7 @@ type attacher struct {
 	programs *kernelPrograms
 	shared   *shared
 	blind    *blindness
+	auto     Mode // see autoMode
 
 	mu       sync.Mutex
 	attached map[int]Attachment
@@ -94,16 +95,15 @@ func (s *State) Attach(iface Interface) (changed bool, err error) {
 	a := &s.attacher
 	defer a.shared.setAttaching(0)
 	mode := a.mode
-	if mode != Clsact {
-		changed, err = a.attachTCX(iface)
-		if errors.Is(err, ErrNoTCX) && mode == Auto {
-			mode = Clsact
+	if mode == Auto {
+		if mode, err = a.autoMode(); err != nil {
+			return false, fmt.Errorf("attach %s: %w", iface.Name, err)
 		}
 	}
 	if mode == Clsact {
 		changed, err = a.attachClsact(iface)
 	} else {
-		mode = TCX
+		changed, err = a.attachTCX(iface)
 	}
 	if err != nil {
 		err = fmt.Errorf("attach %s by %s: %w", iface.Name, mode, err)
@@ -342,6 +342,22 @@ func unpin(path string) error {
 		return fmt.Errorf("unpin: %w", err)
 	}
 	return nil
+}
+
+// autoMode is what Auto comes to on this kernel. To find out by an attempt would pause an
+// interface that has its programs.
+func (a *attacher) autoMode() (Mode, error) {
+	if a.auto == "" {
+		switch err := HaveTCX(); {
+		case err == nil:
+			a.auto = TCX
+		case errors.Is(err, ErrNoTCX):
+			a.auto = Clsact
+		default:
+			return "", err
+		}
+	}
+	return a.auto, nil
 }
 
 // HaveTCX reports whether this kernel has tcx hooks: nil, ErrNoTCX, or why that

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -239,6 +240,39 @@ func TestAutoTakesTCXWhereItIs(t *testing.T) {
 		v.want(0, 2)
 	}
 	v.measures(v.device().Index)
+}
+
+// TestAttachingAgainPausesNothing: what has its programs begins requests all the time, also
+// on a kernel without tcx.
+func TestAttachingAgainPausesNothing(t *testing.T) {
+	for _, mode := range []Mode{Auto, Clsact} {
+		v := newVeth(t, mode)
+		v.attach()
+		done, paused := make(chan struct{}), make(chan int)
+		go func() {
+			n := 0
+			for {
+				select {
+				case <-done:
+					paused <- n
+					return
+				default:
+					if atomic.LoadUint32(&v.shared.Attaching) != 0 {
+						n++
+					}
+				}
+			}
+		}()
+		for range 100 {
+			if v.attach() {
+				t.Error("attached again what had its programs")
+			}
+		}
+		close(done)
+		if n := <-paused; n != 0 {
+			t.Errorf("%s: seen paused %d times", mode, n)
+		}
+	}
 }
 
 func TestOtherModeIsTakenOver(t *testing.T) {

@@ -107,7 +107,8 @@ func (b *bed) step(t *testing.T, name string, f func(*testing.T)) (ok bool) {
 			if t.Failed() {
 				manager, _ := b.try(t, "journalctl", "--no-pager", "-n", "50", since, "_PID=1")
 				journal, _ := b.try(t, "journalctl", "--no-pager", "-n", "100", since)
-				t.Logf("systemd:\n%s\njournal:\n%s", manager, journal)
+				counted, _ := b.try(t, "flatctl", "status", "--counters")
+				t.Logf("systemd:\n%s\njournal:\n%s\nflatd:\n%s", manager, journal, counted)
 			}
 		}()
 		f(t)

@@ -251,7 +251,8 @@ func (p *packaged) upgrade(t *testing.T) {
 	t.Logf("%d connections were refused during the upgrade", refused)
 	for port := first; port <= last; port++ {
 		if got := times[strconv.Itoa(port)]; got != 1 {
-			t.Errorf("port %d was refused once and is reported %d times", port, got)
+			events := p.journal(t, fmt.Sprintf("DESTINATION_PORT=%d", port))
+			t.Errorf("port %d, number %d of them, was refused once and is reported %d times: %v", port, port-first, got, events)
 		}
 	}
 	p.wantNoGap(t)

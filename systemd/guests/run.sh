@@ -12,7 +12,7 @@ test_systemd() { ./systemd.test -test.v -test.timeout=20m -test.run="^$1\$" || f
 case $BOOT in
 1)
 	# What takes ip and tc, and is not alike in all kernels.
-	test_bpf 'TakesTCXWhereItIs|OtherTCXPrograms|SegmentationOffload|VLANDevices|TunnelDevices'
+	test_bpf 'TakesTCXWhereItIs|AttachingAgain|OtherTCXPrograms|SegmentationOffload|VLANDevices|TunnelDevices'
 	test_systemd TestPackage
 	test_systemd TestService
 	test_systemd TestGuest
