@@ -102,8 +102,10 @@ func open(pinPath string, mode Mode, objects ...object) (*State, error) {
 			return nil, errors.Join(err, s.Close())
 		}
 		refused = verifier.Error()
-		if _, err := removeDir(s.dir); err != nil {
-			return nil, errors.Join(err, s.Close())
+		if s.Start == StartFresh { // else an earlier release's are at work, which the next object takes over
+			if _, err := removeDir(s.dir); err != nil {
+				return nil, errors.Join(err, s.Close())
+			}
 		}
 		s.lock = nil // for the next
 		_ = s.Close()
@@ -477,12 +479,17 @@ func checkOwner(dirs ...string) error {
 	return nil
 }
 
-// explain adds what to do about a refusal.
+// explain adds what to do about a refusal. The verifier's is one too, where it lets those
+// alone do something who have the capabilities.
 func explain(err error) error {
 	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
 		return err
 	}
 	without := missingCapabilities()
+	var verifier *ebpf.VerifierError
+	if without == "" && !errors.Is(err, unix.EPERM) && errors.As(err, &verifier) {
+		return err
+	}
 	if without != "" {
 		without = " without " + without
 	}

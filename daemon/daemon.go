@@ -114,6 +114,10 @@ func (d *Daemon) run(ctx context.Context) error {
 	if problem := d.owners.Problem(); problem != "" {
 		d.log.Warn(problem + "; continuing")
 	}
+	if d.state.Refused != "" {
+		d.log.Warn("the kernel refused the usual programs; measuring with those for Linux 5.10, which cost more. Please report it",
+			"programs", d.state.Object, "refused", d.state.Refused)
+	}
 	d.pipeline = newPipeline(d.state, reader, d.fanout, d.recent, d.owners, d.config, d.log)
 	if err := d.pipeline.takeOver(); err != nil {
 		return err

@@ -118,7 +118,9 @@ func TestMeasuringOutlivesTheDaemon(t *testing.T) {
 type state struct {
 	Start      string
 	Measuring  bool
-	TakingOver bool `json:"taking_over"`
+	Programs   string
+	Refused    string `json:"programs_refused"`
+	TakingOver bool   `json:"taking_over"`
 	Problems   []string
 	Books      Books
 	Ring       RingStatus

@@ -13,11 +13,16 @@ import (
 
 // Status is how flatd is, as /v1/status tells it.
 type Status struct {
-	Version   string    `json:"version"`
-	Host      string    `json:"host"`
-	Start     bpf.Start `json:"start"` // what was found in the kernel: fresh, adopt, replace
-	Since     time.Time `json:"since"`
-	Measuring bool      `json:"measuring"`
+	Version string    `json:"version"`
+	Host    string    `json:"host"`
+	Start   bpf.Start `json:"start"` // what was found in the kernel: fresh, adopt, replace
+	Since   time.Time `json:"since"`
+	// Programs is which of the two objects is in the kernel: flat, or flat510 before Linux 5.12.
+	// Refused is why the verifier of a newer kernel did not take flat, which is to be reported.
+	Programs string `json:"programs"`
+	Refused  string `json:"programs_refused,omitempty"`
+
+	Measuring bool `json:"measuring"`
 	// TakingOver: programs of an older layout follow their requests to the end.
 	TakingOver bool     `json:"taking_over,omitempty"`
 	Summary    string   `json:"summary"` // one line, also that of systemctl status
@@ -121,6 +126,7 @@ func (d *Daemon) Status() (Status, error) {
 	p := d.pipeline
 	s := Status{
 		Version: d.options.Version, Host: d.host.Name, Start: d.state.Start, Since: d.started,
+		Programs: d.state.Object, Refused: d.state.Refused,
 		Interfaces: d.interfaces(), TakingOver: p.takingOver.Load(),
 		Books: Books{
 			Requests: counters[bpf.Requests], Finished: counters[bpf.Finished], TimedOut: counters[bpf.TimedOut],

@@ -218,7 +218,17 @@ func examineDaemon(ctx context.Context, c *client) []finding {
 	}
 	f.remedy = strings.Join(advice, "\n\t\t-> ")
 	f.bad = !s.Measuring
-	return []finding{f, {what: "lost", verdict: losses(&s)}, examineBooks(&s)}
+	return []finding{f, examinePrograms(&s), {what: "lost", verdict: losses(&s)}, examineBooks(&s)}
+}
+
+// examinePrograms says which of the two objects the kernel runs.
+func examinePrograms(s *daemon.Status) finding {
+	f := finding{what: "programs", verdict: s.Programs}
+	if s.Refused != "" {
+		f.verdict += ", for the kernel refused the usual ones: " + s.Refused
+		f.remedy = "flatd measures all the same, at a higher cost; please report this, with `uname -r`"
+	}
+	return f
 }
 
 // examineBooks says what is left out of the events on purpose, which who looks
