@@ -9,6 +9,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/gopacket/gopacket/layers"
+	"golang.org/x/sys/unix"
 
 	"github.com/flatd/flatd/flows"
 )
@@ -164,6 +165,53 @@ func TestTimeoutsLeaveRoomInTheRing(t *testing.T) {
 			}
 		}
 		k.counted(counts{"requests": uint64(requests) + 1, "finished": 1, "timed_out": uint64(requests)})
+		k.balanced()
+	})
+}
+
+// TestSignalsCostNoTimeout storms the thread that sweeps with the signal by which Go's
+// scheduler interrupts: before Linux 5.13 a run that has ended then looks interrupted.
+func TestSignalsCostNoTimeout(t *testing.T) {
+	eachObject(t, func(t *testing.T, o object) {
+		k := openKernel(t, o)
+		const requests = 2000
+		for i := range requests {
+			k.out(numbered(flow4, i).syn(t, 1))
+		}
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		pid, thread := unix.Getpid(), unix.Gettid()
+		done, sent := make(chan struct{}), make(chan int)
+		go func() {
+			n := 0
+			for {
+				select {
+				case <-done:
+					sent <- n
+					return
+				default:
+					if unix.Tgkill(pid, thread, unix.SIGURG) == nil {
+						n++
+					}
+				}
+			}
+		}()
+		swept := k.sweep(11*time.Second, limit)
+		close(done)
+		if n := <-sent; n < requests {
+			t.Logf("%d signals alone for %d requests", n, requests)
+		}
+		if swept != (Swept{}) {
+			t.Errorf("swept %+v, want no request left", swept)
+		}
+		ports := make(map[uint16]bool)
+		for _, r := range k.records() {
+			ports[r.SourcePort] = true
+		}
+		if len(ports) != requests {
+			t.Errorf("%d of %d requests were reported", len(ports), requests)
+		}
+		k.counted(counts{"requests": requests, "timed_out": requests})
 		k.balanced()
 	})
 }

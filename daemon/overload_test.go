@@ -266,6 +266,36 @@ func TestTheTimeoutsOfFullTablesAreReported(t *testing.T) {
 	}
 }
 
+// TestTimeoutsLeaveTheRingToExchanges: as many as the table holds are due at once, beside
+// 2,600 exchanges a second.
+func TestTimeoutsLeaveTheRingToExchanges(t *testing.T) {
+	client, server := testbed.Pair(t)
+	s := newSetup(t, client, testbed.Build(t, "flatd", ""), "measure.timeout = \"2s\"\nsummary.interval = \"0s\"\n")
+	s.start(t).end(syscall.SIGTERM)
+	const silent = 61_440 // PENDING_MAX
+	const exchanges, each, pause = 13_000, 130, 50 * time.Millisecond
+	socket, datagram := rawSocket(t, client), newDatagram()
+	from := netip.AddrPortFrom(netip.MustParseAddr(client.V4), 9)
+	for i := range silent {
+		datagram.address(from, stranger(i))
+		send(t, socket, datagram)
+	}
+	time.Sleep(2 * time.Second) // measure.timeout is the subject
+	p := s.start(t)
+	tr := &traffic{t: t, client: client, server: server}
+	tick := time.NewTicker(pause)
+	defer tick.Stop()
+	for made := 0; made < exchanges; made += each {
+		<-tick.C
+		tr.answered(silent+made, each)
+	}
+	p.awaitStatus("the timeouts", func(s state) bool { return s.Books.TimedOut == silent })
+	b := booksBalance(t, p)
+	if b.Books.RingFull != 0 || b.Books.PendingFull != 0 || b.Books.Finished != exchanges || b.Books.TimeoutsSeen != silent || b.Outputs[0].Dropped != 0 {
+		t.Errorf("%d requests in vain beside %d exchanges: %+v, %+v", silent, exchanges, b.Books, b.Outputs)
+	}
+}
+
 // answered makes n UDP exchanges of the client, each a flow of its own.
 func (tr *traffic) answered(first, n int) {
 	tr.t.Helper()

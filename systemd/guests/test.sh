@@ -26,7 +26,7 @@ shift $((OPTIND - 1))
 # loads the programs anew, which takes seconds without KVM.
 kernel_tests='Exchanges|InstructionsAreKnown|VerifierHasRoom|SequenceHasNoGaps|LongQuestions'
 kernel_tests+='|RingIsCountedAndReadOn|ComeAgainAfterARestart|TimeoutsOutlive|SameProgramsAreAdopted'
-kernel_tests+='|OtherProgramsAreReplaced|RemoveTakesWhatIsThere'
+kernel_tests+='|OtherProgramsAreReplaced|RemoveTakesWhatIsThere|SignalsCost'
 
 # build_job makes the job of a whole system.
 build_job() {
