@@ -27,44 +27,6 @@ enum flow_state {
 	FLOW_REPORTED = 3, /* its request timed out, or was unreachable */
 };
 
-/* The ends of a flow: addresses by halves, the upper half 0 for IPv4. */
-struct flow_ends {
-	__u64 local[2];
-	__u64 remote[2];
-	__be16 local_port;
-	__be16 remote_port;
-};
-
-/*
- * flow_hash is the same for the datagrams of a flow in both directions. It is another one
- * than that of the request, and cheaper: every datagram pays for it.
- */
-static __always_inline __u64 flow_hash(const struct flow_ends *e, __u32 ifindex)
-{
-	__u64 local = mixed(flat_shared.seed, e->local[1]);
-	__u64 remote = mixed(~flat_shared.seed, e->remote[1]);
-
-	if (e->local[0] | e->remote[0]) { /* IPv6 */
-		local = mixed(local, e->local[0]);
-		remote = mixed(remote, e->remote[0]);
-	}
-	return mixed(local + 3 * remote,
-		     (__u64)ifindex << 32 | (__u32)e->local_port << 16 | e->remote_port);
-}
-
-/* flow_of_key is the hash of the flow with the ends of a key. */
-static __always_inline __u64 flow_of_key(const struct flat_key *key)
-{
-	struct flow_ends e = {
-		.local = {key->local.halves[0], key->local.halves[1]},
-		.remote = {key->remote.halves[0], key->remote.halves[1]},
-		.local_port = key->local_port,
-		.remote_port = key->remote_port,
-	};
-
-	return flow_hash(&e, key->ifindex);
-}
-
 static __always_inline struct flat_flow_set *flows_of(__u64 hash)
 {
 	__u32 set = hash & (FLOW_SETS - 1);

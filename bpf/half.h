@@ -197,18 +197,48 @@ static __always_inline __u64 mixed(__u64 hash, __u64 more)
 	return hash ^ hash >> 29;
 }
 
-/* key_hash is the same for a request and its answer. No tag of it is 0. */
-static __always_inline __u64 key_hash(const struct flat_key *key)
-{
-	__u64 hash = mixed(flat_shared.seed, key->local.halves[0]);
+/* The ends of a flow: addresses by halves, the upper half 0 for IPv4. */
+struct flow_ends {
+	__u64 local[2];
+	__u64 remote[2];
+	__be16 local_port;
+	__be16 remote_port;
+};
 
-	hash = mixed(hash, key->local.halves[1]);
-	hash = mixed(hash, key->remote.halves[0]);
-	hash = mixed(hash, key->remote.halves[1]);
-	hash = mixed(hash,
-		     (__u64)key->ifindex << 32 | (__u32)key->local_port << 16 | key->remote_port);
-	hash = mixed(hash, key->id);
-	return mixed(hash, hash >> 17) | 1ULL << 63;
+/*
+ * flow_hash is the same for the packets of a flow in both directions. Every datagram of the
+ * host pays for it.
+ */
+static __always_inline __u64 flow_hash(const struct flow_ends *e, __u32 ifindex)
+{
+	__u64 local = mixed(flat_shared.seed, e->local[1]);
+	__u64 remote = mixed(~flat_shared.seed, e->remote[1]);
+
+	if (e->local[0] | e->remote[0]) { /* IPv6 */
+		local = mixed(local, e->local[0]);
+		remote = mixed(remote, e->remote[0]);
+	}
+	return mixed(local + 3 * remote,
+		     (__u64)ifindex << 32 | (__u32)e->local_port << 16 | e->remote_port);
+}
+
+/* flow_of_key is the hash of the flow with the ends of a key. */
+static __always_inline __u64 flow_of_key(const struct flat_key *key)
+{
+	struct flow_ends e = {
+		.local = {key->local.halves[0], key->local.halves[1]},
+		.remote = {key->remote.halves[0], key->remote.halves[1]},
+		.local_port = key->local_port,
+		.remote_port = key->remote_port,
+	};
+
+	return flow_hash(&e, key->ifindex);
+}
+
+/* hash_in_flow is that of an exchange of a flow. No tag of it is 0. */
+static __always_inline __u64 hash_in_flow(__u64 flow, __u64 id)
+{
+	return mixed(flow, id) | 1ULL << 63;
 }
 
 /* A tag is the upper 40 bits of a hash; the lower 24 of a word with a tag hold something else. */
@@ -239,11 +269,18 @@ static __always_inline void set_ports(struct half *h, __be16 source, __be16 dest
 	h->key.remote_port = h->direction == EGRESS ? destination : source;
 }
 
-/* set_exchange completes the key with what the transport header and what follows it say. */
-static __always_inline void set_exchange(struct half *h, enum flat_kind kind, __be16 source,
-					 __be16 destination, __u64 id)
+/*
+ * set_exchange completes the key with what the transport header and what follows it say. It
+ * returns the hash of the flow.
+ */
+static __always_inline __u64 set_exchange(struct half *h, enum flat_kind kind, __be16 source,
+					  __be16 destination, __u64 id)
 {
+	__u64 flow;
+
 	set_ports(h, source, destination);
 	h->key.id = (__u64)kind << KIND_SHIFT | id;
-	h->hash = key_hash(&h->key);
+	flow = flow_of_key(&h->key);
+	h->hash = hash_in_flow(flow, h->key.id);
+	return flow;
 }

@@ -14,16 +14,19 @@ func mixed(hash, more uint64) uint64 {
 	return hash ^ hash>>29
 }
 
-// keyHash is key_hash of half.h.
-func keyHash(seed uint64, key *kernelFlatKey) uint64 {
+// flowHash is flow_hash of half.h, of the flow with the ends of a key.
+func flowHash(seed uint64, key *kernelFlatKey) uint64 {
 	word := func(i int) uint64 { return *(*uint64)(unsafe.Add(unsafe.Pointer(key), 8*i)) }
-	hash := seed
-	for i := range 4 { // the addresses
-		hash = mixed(hash, word(i))
+	local, remote := mixed(seed, word(1)), mixed(^seed, word(3))
+	if word(0)|word(2) != 0 {
+		local, remote = mixed(local, word(0)), mixed(remote, word(2))
 	}
-	hash = mixed(hash, uint64(key.Ifindex)<<32|uint64(uint32(key.LocalPort)<<16|uint32(key.RemotePort)))
-	hash = mixed(hash, key.Id)
-	return mixed(hash, hash>>17) | 1<<63
+	return mixed(local+3*remote, uint64(key.Ifindex)<<32|uint64(uint32(key.LocalPort)<<16|uint32(key.RemotePort)))
+}
+
+// keyHash is what set_exchange of half.h makes of a key: the same for a request and its answer.
+func keyHash(seed uint64, key *kernelFlatKey) uint64 {
+	return mixed(flowHash(seed, key), key.Id) | 1<<63
 }
 
 // seenHash is attempt_hash of attempt.h, of a key.
@@ -68,14 +71,4 @@ func nameLength(question []byte) int {
 		}
 	}
 	return 0
-}
-
-// flowHash is flow_hash of flow.h, of the flow with the ends of a key.
-func flowHash(seed uint64, key *kernelFlatKey) uint64 {
-	word := func(i int) uint64 { return *(*uint64)(unsafe.Add(unsafe.Pointer(key), 8*i)) }
-	local, remote := mixed(seed, word(1)), mixed(^seed, word(3))
-	if word(0)|word(2) != 0 {
-		local, remote = mixed(local, word(0)), mixed(remote, word(2))
-	}
-	return mixed(local+3*remote, uint64(key.Ifindex)<<32|uint64(uint32(key.LocalPort)<<16|uint32(key.RemotePort)))
 }

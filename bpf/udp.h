@@ -258,10 +258,8 @@ __subprogram int answer_translated(struct __sk_buff *skb, struct flat_options *s
 static __always_inline void observe_flow(struct __sk_buff *skb, struct flat_options *s,
 					 struct half *h, __u32 ports)
 {
-	__u64 hash;
+	__u64 hash = set_exchange(h, KIND_UDP, ports, ports >> 16, 0);
 
-	set_exchange(h, KIND_UDP, ports, ports >> 16, 0);
-	hash = flow_of_key(&h->key);
 	if (follow_flow(skb, s, h, hash) ||
 	    (is_translating(skb->ifindex) && answer_translated(skb, s, h)))
 		return;
