@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * The programs of two layouts, of which the new ones take over from the previous ones;
- * and a roll-back, which is the same the other way round: handover.h, previous.go. The
+ * and a roll-back, which is the same the other way round: handover.h, takeover.go. The
  * daemon that starts is the one of the new programs.
  *
  * A key is asked for twice, in two attempts. What the programs of a layout do with a

@@ -1,0 +1,84 @@
+package bpf
+
+import (
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+)
+
+// What programs of two layouts have both begun, because each began it while the others did
+// not yet know, has a record of each. One of the two is left out.
+
+// seenOurs is SEEN_OURS of handover.h.
+const seenOurs = 1 << 63
+
+// IsOurs reports whether a record of the ring of p is of a request that our programs
+// report themselves: both have begun it.
+func (s *State) IsOurs(p *Previous, record []byte) bool {
+	var theirs uint64
+	if p.shared != nil {
+		theirs = atomic.LoadUint64(&p.shared.BothNs)
+	}
+	return isFromBefore(record, theirs, s.shared) && began(record, s.shared, s.maps.FlatSeen)
+}
+
+// IsTheirs reports whether a record of our ring is of a request that the programs of p
+// report themselves, from when p took over from us.
+func (s *State) IsTheirs(p *Previous, record []byte) bool {
+	if p.two != nil || p.shared == nil || p.maps.FlatSeen == nil {
+		return false
+	}
+	return isFromBefore(record, atomic.LoadUint64(&s.shared.BothNs), p.shared) && began(record, p.shared, p.maps.FlatSeen)
+}
+
+// isFromBefore reports whether others, with these words, took over from the programs of a
+// record after these had begun its request. If each took over from the other, the last one
+// to do so reports it, whoever reads: a daemon of either may be killed. model: BOTH_SINCE
+func isFromBefore(record []byte, since uint64, others *shared) bool {
+	r := (*kernelFlatRecord)(unsafe.Pointer(&record[0]))
+	if len(record) < int(unsafe.Sizeof(*r)) {
+		return false
+	}
+	return atomic.LoadUint64(&others.BothNs) > since || r.EndNs-r.DurationNs < since
+}
+
+// began reports whether the programs that noted it in seen have begun the request of a
+// record of others: before it ended. Not before it was sent, for after a roll-back the
+// others are in front and see each packet first. What ended before the note is only the
+// others'. model: SEEN_SINCE
+func began(record []byte, words *shared, seen *ebpf.Map) bool {
+	r := (*kernelFlatRecord)(unsafe.Pointer(&record[0]))
+	since := atomic.LoadUint64(&words.BothNs)
+	if len(record) < int(unsafe.Sizeof(*r)) || since == 0 || r.EndNs < since {
+		return false
+	}
+	side, key := keyOf(record, words)
+	var value uint64
+	err := seen.Lookup(seenHash(words.Seed, side, &key, 0), &value)
+	return err == nil && value&seenOurs != 0 && value&^seenOurs <= r.EndNs
+}
+
+// keyOf is the key of the exchange that a record is about, for programs with these words.
+func keyOf(record []byte, words *shared) (side uint8, key kernelFlatKey) {
+	r := (*kernelFlatDnsRecord)(unsafe.Pointer(&record[0]))
+	h := &r.Record
+	key.Local, key.LocalPort = h.Source, h.SourcePort
+	key.Remote, key.RemotePort = h.Destination, h.DestinationPort
+	if h.Side == SideServer {
+		key.Local, key.LocalPort, key.Remote, key.RemotePort = key.Remote, key.RemotePort, key.Local, key.LocalPort
+	}
+	if atomic.LoadUint32(&words.MatchHost) == 0 {
+		key.Ifindex = h.Ifindex
+	}
+	id := uint64(0)
+	switch h.Kind {
+	case kindICMP:
+		id = uint64(h.Id)
+	case kindDNS:
+		question := r.Question[:min(int(h.QuestionLength), len(r.Question))]
+		id = uint64(h.Id)<<dnsIDShift | questionHash(words.Seed, question)
+	}
+	key.Id = uint64(h.Kind)<<kindShift | id
+	return h.Side, key
+}
