@@ -24,8 +24,10 @@ ended_by_the_clock() {
 }
 
 flags=("$@")
-for package in $(go list ./...); do
-	for target in $(go test -list '^Fuzz' "$package" | grep '^Fuzz' || true); do
+packages=$(go list ./...)
+for package in $packages; do
+	targets=$(go test -list '^Fuzz' "$package")
+	for target in $(grep '^Fuzz' <<<"$targets" || true); do
 		echo "== $package $target"
 		fuzz "$package" "$target" && continue
 		ended_by_the_clock || exit 1

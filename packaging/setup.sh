@@ -39,9 +39,10 @@ missing_packages() {
 }
 
 need_packages() {
-	local packages service
-	mapfile -t packages < <(missing_packages "$1")
-	[ ${#packages[@]} != 0 ] || return 0
+	local missing packages service
+	missing=$(missing_packages "$1")
+	[ -n "$missing" ] || return 0
+	mapfile -t packages <<<"$missing"
 	command -v apt-get >/dev/null ||
 		fail "the tests need these packages (Debian's names), please install them: ${packages[*]}"
 	echo "setup: installing ${packages[*]}"
@@ -53,8 +54,8 @@ need_packages() {
 		[ ! -d /run/systemd/system ] || [[ ${packages[*]} != *$service* ]] ||
 			"${as_root[@]}" systemctl --quiet disable --now "$service.service"
 	done
-	mapfile -t packages < <(missing_packages "$1")
-	[ ${#packages[@]} = 0 ] || fail "installed, but still incomplete: ${packages[*]}"
+	missing=$(missing_packages "$1")
+	[ -z "$missing" ] || fail "installed, but still incomplete: ${missing//$'\n'/ }"
 }
 
 need_go
