@@ -205,7 +205,11 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } flat_seen SEC(".maps");
 
-/* An LRU: of too many questions the oldest are forgotten, which costs a name and no more. */
+/*
+ * By the hash of a request: the question of one of DNS, or the translated end of a SYN/ACK that
+ * is not acknowledged yet (tcp.h). An LRU: of too many the oldest are forgotten, which costs a
+ * name and no more.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, QUESTIONS_MAX);

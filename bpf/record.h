@@ -40,6 +40,7 @@ enum flat_record_flags {
 	RECORD_LATE = 1 << 4,		 /* the answer came after the timeout was reported */
 	RECORD_NAT_SOURCE = 1 << 5,	 /* nat is the source's end as the answer had it */
 	RECORD_NAT_DESTINATION = 1 << 6, /* nat is the destination's */
+	RECORD_NAT = RECORD_NAT_SOURCE | RECORD_NAT_DESTINATION,
 };
 
 /* An address is 16 bytes, IPv4 mapped into IPv6 (RFC 4291, 2.5.5.2). */

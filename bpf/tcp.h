@@ -107,10 +107,48 @@ static __always_inline __u32 slot_of_peer(struct half *h)
 	return slot_hash(fold_addr(h->key.remote.words), h->key.remote_port, h->key.local_port);
 }
 
+/* What flat_questions has of a handshake from outside: the translated end of its SYN/ACK. */
+struct kept_nat {
+	union flat_addr addr;
+	__be16 port;
+};
+
+/* keep_nat keeps the translated end of a SYN/ACK for the record, which waits for the ACK. */
+static __always_inline void keep_nat(const struct half *h, struct flat_request *found,
+				     const struct answer *a)
+{
+	struct flat_scratch_values *values = scratch();
+	struct kept_nat *kept;
+	__u64 hash = h->hash;
+
+	if (!values)
+		return; /* never */
+	kept = (void *)values->question.question;
+	kept->addr = a->nat;
+	kept->port = a->nat_port;
+	if (!bpf_map_update_elem(&flat_questions, &hash, &values->question, BPF_ANY))
+		found->flags |= a->flags & RECORD_NAT;
+}
+
+/* recall_nat gives a record what keep_nat() has kept, unless others have displaced it. */
+static __always_inline void recall_nat(const struct half *h, struct flat_request *found,
+				       struct answer *a)
+{
+	__u64 hash = h->hash;
+	struct kept_nat *kept = bpf_map_lookup_elem(&flat_questions, &hash);
+
+	if (!kept) {
+		found->flags &= ~RECORD_NAT;
+		return;
+	}
+	a->nat = kept->addr;
+	a->nat_port = kept->port;
+}
+
 /* await_completion notes that this host has answered a SYN from outside. */
 static __always_inline void await_completion(struct __sk_buff *skb, struct half *h,
 					     struct flat_request *found,
-					     const struct tcp_header *tcp)
+					     const struct tcp_header *tcp, const struct answer *a)
 {
 	struct flat_request *crossing;
 
@@ -126,6 +164,8 @@ static __always_inline void await_completion(struct __sk_buff *skb, struct half 
 	found->state = STATE_HALF_OPEN;
 	found->answer_ns = h->now;
 	attribute_socket(skb, &found->cgroup, &found->uid);
+	if (a->flags & RECORD_NAT)
+		keep_nat(h, found, a);
 	if (!await_ack(slot_of_peer(h), bpf_ntohl(tcp->sequence) + 1, h->now))
 		count(COUNT_AWAITING_FULL);
 }
@@ -149,6 +189,8 @@ __subprogram int complete(struct __sk_buff *skb, struct flat_options *s, struct 
 	stop_awaiting(slot_of_peer(h), bpf_ntohl(tcp->acknowledgment));
 	a.side = SIDE_SERVER;
 	a.at_ns = found->answer_ns;
+	if (found->flags & RECORD_NAT)
+		recall_nat(h, found, &a);
 	/* Which of several SYN/ACKs this acknowledges is not known. */
 	if (!found->answers && elapsed(h, found->answer_ns) > 0)
 		a.client_rtt_ns = elapsed(h, found->answer_ns);
@@ -190,7 +232,7 @@ __subprogram int observe_reply(struct __sk_buff *skb, struct flat_options *s, st
 		return 0;
 	}
 	if (found && !refused && a.side == SIDE_SERVER && is_open(found)) {
-		await_completion(skb, h, found, tcp);
+		await_completion(skb, h, found, tcp, &a);
 		return 0;
 	}
 	ts = found && !refused && found->repeats ? timestamps_of(skb, h, tcp) : 0;

@@ -114,9 +114,12 @@ func TestTranslatedAnswersOfThisHostAreFound(t *testing.T) {
 					if class.name == "tcp" {
 						k.in(f.ack(t, 2))
 					}
-					// A handshake is over with the ACK, which has the ends of the request.
-					if r := k.one(); r.Side != SideServer || (r.Flags&natDestination == 0) != (class.name == "tcp") {
-						t.Errorf("record %+v", r)
+					r, changed := k.one(), translations[1].of(f).to
+					if r.Side != SideServer || r.Flags&(natSource|natDestination) != natDestination || netip.AddrFrom16(r.Nat.Bytes).Unmap() != changed.Addr() {
+						t.Errorf("translated to %s, want %s: %+v", netip.AddrFrom16(r.Nat.Bytes).Unmap(), changed.Addr(), r)
+					}
+					if class.name == "tcp" && networkOrder(r.NatPort) != changed.Port() {
+						t.Errorf("translated to port %d, want %d", networkOrder(r.NatPort), changed.Port())
 					}
 					k.counted(counts{"requests": 1, "finished": 1})
 					k.balanced()
