@@ -61,7 +61,7 @@ type attacher struct {
 	programs *kernelPrograms
 	shared   *shared
 	blind    *blindness
-	auto     Mode // see autoMode
+	auto     Mode // see chooseMode
 
 	mu       sync.Mutex
 	attached map[int]Attachment
@@ -94,11 +94,9 @@ func (s *State) Attach(iface Interface) (changed bool, err error) {
 	}
 	a := &s.attacher
 	defer a.shared.setAttaching(0)
-	mode := a.mode
-	if mode == Auto {
-		if mode, err = a.autoMode(); err != nil {
-			return false, fmt.Errorf("attach %s: %w", iface.Name, err)
-		}
+	mode, err := a.chooseMode()
+	if err != nil {
+		return false, fmt.Errorf("attach %s by %s: %w", iface.Name, a.mode, err)
 	}
 	if mode == Clsact {
 		changed, err = a.attachClsact(iface)
@@ -266,9 +264,6 @@ func (a *attacher) linkTCX(iface Interface, d direction) (changed bool, err erro
 	}
 	a.shared.setAttaching(iface.Index)
 	l, err := link.AttachTCX(link.TCXOptions{Interface: iface.Index, Program: program, Attach: attach, Anchor: link.Head()})
-	if errors.Is(err, ebpf.ErrNotSupported) {
-		return false, ErrNoTCX
-	}
 	if err != nil {
 		return false, explain(fmt.Errorf("attach to %s: %w", d, err))
 	}
@@ -344,9 +339,12 @@ func unpin(path string) error {
 	return nil
 }
 
-// autoMode is what Auto comes to on this kernel. To find out by an attempt would pause an
-// interface that has its programs.
-func (a *attacher) autoMode() (Mode, error) {
+// chooseMode is how to attach: the mode that is set, or what Auto comes to on this kernel.
+// To find out by an attempt would pause an interface that has its programs.
+func (a *attacher) chooseMode() (Mode, error) {
+	if a.mode == Clsact {
+		return Clsact, nil
+	}
 	if a.auto == "" {
 		switch err := HaveTCX(); {
 		case err == nil:
@@ -356,6 +354,9 @@ func (a *attacher) autoMode() (Mode, error) {
 		default:
 			return "", err
 		}
+	}
+	if a.mode == TCX && a.auto == Clsact {
+		return "", ErrNoTCX
 	}
 	return a.auto, nil
 }

@@ -248,28 +248,13 @@ func TestAttachingAgainPausesNothing(t *testing.T) {
 	for _, mode := range []Mode{Auto, Clsact} {
 		v := newVeth(t, mode)
 		v.attach()
-		done, paused := make(chan struct{}), make(chan int)
-		go func() {
-			n := 0
-			for {
-				select {
-				case <-done:
-					paused <- n
-					return
-				default:
-					if atomic.LoadUint32(&v.shared.Attaching) != 0 {
-						n++
-					}
-				}
-			}
-		}()
+		stop := meanwhile(func() bool { return atomic.LoadUint32(&v.shared.Attaching) != 0 })
 		for range 100 {
 			if v.attach() {
 				t.Error("attached again what had its programs")
 			}
 		}
-		close(done)
-		if n := <-paused; n != 0 {
+		if n := stop(); n != 0 {
 			t.Errorf("%s: seen paused %d times", mode, n)
 		}
 	}

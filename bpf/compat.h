@@ -31,7 +31,7 @@
  * numbers. */
 #define __checked_alone __subprogram
 /* That saves room on the stack, and the verifier of Linux 7.2 refuses is_ours_to_begin() as a
- * function of its own: it takes what that reads of its caller's caller for never read again. */
+ * separate function: it takes what that reads of its caller's caller for never read again. */
 #define __checked_or_inline static __always_inline
 
 /* clang needs more of the stack here: a function that has to leave some to its caller. */

@@ -2,6 +2,8 @@ package bpf
 
 import (
 	"fmt"
+
+	"github.com/cilium/ebpf"
 )
 
 // Counter is an index into the kernel's counters (counters.h).
@@ -107,9 +109,11 @@ func (s *State) Counters() (Counters, error) {
 func (s *State) Count(c Counter) (uint64, error) { return s.sum(c) }
 
 // sum is what all CPUs have counted.
-func (s *State) sum(c Counter) (sum uint64, err error) {
+func (s *State) sum(c Counter) (uint64, error) { return sumOf(s.maps.FlatCounters, c) }
+
+func sumOf(counters *ebpf.Map, c Counter) (sum uint64, err error) {
 	var perCPU []uint64
-	if err := s.maps.FlatCounters.Lookup(uint32(c), &perCPU); err != nil {
+	if err := counters.Lookup(uint32(c), &perCPU); err != nil {
 		return 0, fmt.Errorf("read counter %s: %w", c, err)
 	}
 	for _, v := range perCPU {

@@ -235,12 +235,6 @@ static __always_inline __u64 flow_of_key(const struct flat_key *key)
 	return flow_hash(&e, key->ifindex);
 }
 
-/* hash_in_flow is that of an exchange of a flow. No tag of it is 0. */
-static __always_inline __u64 hash_in_flow(__u64 flow, __u64 id)
-{
-	return mixed(flow, id) | 1ULL << 63;
-}
-
 /* A tag is the upper 40 bits of a hash; the lower 24 of a word with a tag hold something else. */
 #define TAG_SHIFT 24
 
@@ -281,6 +275,6 @@ static __always_inline __u64 set_exchange(struct half *h, enum flat_kind kind, _
 	set_ports(h, source, destination);
 	h->key.id = (__u64)kind << KIND_SHIFT | id;
 	flow = flow_of_key(&h->key);
-	h->hash = hash_in_flow(flow, h->key.id);
+	h->hash = mixed(flow, h->key.id) | 1ULL << 63; /* so that no tag is 0 */
 	return flow;
 }

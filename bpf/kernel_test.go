@@ -483,3 +483,26 @@ func TestNoiseComesBackUnaltered(t *testing.T) {
 	k.out(noise)
 	k.counted(map[string]uint64{"not_ip": 2})
 }
+
+// meanwhile calls f again and again until stop, which returns how often it was true.
+func meanwhile(f func() bool) (stop func() int) {
+	done, times := make(chan struct{}), make(chan int)
+	go func() {
+		n := 0
+		for {
+			select {
+			case <-done:
+				times <- n
+				return
+			default:
+				if f() {
+					n++
+				}
+			}
+		}
+	}()
+	return func() int {
+		close(done)
+		return <-times
+	}
+}

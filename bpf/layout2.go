@@ -81,7 +81,7 @@ type record2 struct {
 const (
 	stateOpen2, stateReported2, stateHalfOpen2 = 0, 1, 2
 
-	lossTold2 = 12 // a counter; up to RingFull they are as ours
+	lossTold2 = Counter(12) // a counter; up to RingFull they are as ours
 
 	resultTimeout2 = 5
 
@@ -378,16 +378,13 @@ func (l *layout2) change(to func(*books2)) {
 	atomic.StoreUint32(&l.ledger.active, next)
 }
 
-// count is what all CPUs have counted.
-func (l *layout2) count(counter uint32) (sum uint64, err error) {
-	var perCPU []uint64
-	if err := l.counters.Lookup(counter, &perCPU); err != nil {
-		return 0, fmt.Errorf("read a counter of layout 2: %w", err)
+// lossTold is how much of what the ring had no room for has been reported.
+func (l *layout2) lossTold() (uint64, error) {
+	n, err := sumOf(l.counters, lossTold2)
+	if err != nil {
+		return 0, fmt.Errorf("layout 2: %w", err)
 	}
-	for _, v := range perCPU {
-		sum += v
-	}
-	return sum, nil
+	return n, nil
 }
 
 // raiseLossTold notes how much of what the ring had no room for has been reported.
@@ -396,7 +393,7 @@ func (l *layout2) raiseLossTold(to uint64) error {
 	if err := l.counters.Lookup(uint32(lossTold2), &perCPU); err != nil {
 		return fmt.Errorf("read a counter of layout 2: %w", err)
 	}
-	now, err := l.count(lossTold2)
+	now, err := l.lossTold()
 	if err != nil || now >= to {
 		return err
 	}

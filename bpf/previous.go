@@ -191,7 +191,7 @@ func (p *Previous) Marks() (m Marks, err error) {
 	}
 	m.Position = p.reader.committed()
 	if p.two != nil && p.CanCount() {
-		m.RingFull, err = p.two.count(lossTold2)
+		m.RingFull, err = p.two.lossTold()
 	}
 	return m, err
 }
@@ -210,26 +210,21 @@ func (p *Previous) SetMarks(to Marks) error {
 }
 
 // RingFull is how many exchanges found no room in the ring, if CanCount says so.
-func (p *Previous) RingFull() (uint64, error) { return p.count(RingFull) }
+func (p *Previous) RingFull() (uint64, error) { return sumOf(p.maps.FlatCounters, RingFull) }
 
 // LeftOut is how many exchanges the settings have left out, by their result, as too fast
 // and by sampling, if CanCount says so.
-func (p *Previous) LeftOut() (byResult, tooFast, sampledOut uint64, err error) {
-	byResult, err = p.count(ResultOut)
+func (p *Previous) LeftOut() (n [3]uint64, err error) {
+	for i, c := range [...]Counter{ResultOut, TooFast, SampledOut} {
+		if n[i], err = sumOf(p.maps.FlatCounters, c); err != nil {
+			return n, err
+		}
+	}
 	if p.two != nil {
-		byResult += p.two.leftOut
+		n[0] += p.two.leftOut
 	}
-	if err == nil {
-		tooFast, err = p.count(TooFast)
-	}
-	if err == nil {
-		sampledOut, err = p.count(SampledOut)
-	}
-	return byResult, tooFast, sampledOut, err
+	return n, nil
 }
-
-// count reads a counter that all layouts have.
-func (p *Previous) count(c Counter) (uint64, error) { return (&State{maps: p.maps}).sum(c) }
 
 // LastTimeout is the number of the timeout that Sweep has handed over last, of layout 2,
 // which keeps them until ConfirmTimeouts.

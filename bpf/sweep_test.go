@@ -181,24 +181,9 @@ func TestSignalsCostNoTimeout(t *testing.T) {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		pid, thread := unix.Getpid(), unix.Gettid()
-		done, sent := make(chan struct{}), make(chan int)
-		go func() {
-			n := 0
-			for {
-				select {
-				case <-done:
-					sent <- n
-					return
-				default:
-					if unix.Tgkill(pid, thread, unix.SIGURG) == nil {
-						n++
-					}
-				}
-			}
-		}()
+		stop := meanwhile(func() bool { return unix.Tgkill(pid, thread, unix.SIGURG) == nil })
 		swept := k.sweep(11*time.Second, limit)
-		close(done)
-		if n := <-sent; n < requests {
+		if n := stop(); n < requests {
 			t.Logf("%d signals alone for %d requests", n, requests)
 		}
 		if swept != (Swept{}) {

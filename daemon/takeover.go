@@ -58,13 +58,12 @@ func (p *pipeline) takeOver() error {
 		p.lostBefore += n
 		p.reportLoss(previousLost, n, n, lostBefore(n))
 	}
-	if err := p.countPrevious(); err != nil {
-		return err
+	if previous.CanCount() {
+		if t.leftOut, err = previous.LeftOut(); err != nil {
+			return err
+		}
 	}
-	for i := range p.previousOut { // by daemons before this one
-		p.previousOut[i].Store(0)
-	}
-	return nil
+	return p.countPrevious()
 }
 
 // readUpTo is the mark of the records of the previous ring that have been read.
@@ -140,14 +139,14 @@ func (p *pipeline) countPrevious() error {
 	if !t.state.CanCount() {
 		return nil
 	}
-	byResult, tooFast, sampledOut, err := t.state.LeftOut()
+	leftOut, err := t.state.LeftOut()
 	if err != nil {
 		return err
 	}
-	for i, n := range [...]uint64{byResult, tooFast, sampledOut} {
+	for i, n := range leftOut {
 		p.previousOut[i].Add(n - t.leftOut[i])
-		t.leftOut[i] = n
 	}
+	t.leftOut = leftOut
 	full, err := t.state.RingFull()
 	if err != nil {
 		return err

@@ -221,11 +221,17 @@ func examineDaemon(ctx context.Context, c *client) []finding {
 	return []finding{f, examinePrograms(&s), {what: "lost", verdict: losses(&s)}, examineBooks(&s)}
 }
 
-// examinePrograms says which of the two objects the kernel runs.
+// programs says which of the two objects the kernel runs, and why if it is not the usual one.
+func programs(s *daemon.Status) string {
+	if s.Refused == "" {
+		return s.Programs
+	}
+	return s.Programs + ", for the kernel refused the usual ones: " + s.Refused
+}
+
 func examinePrograms(s *daemon.Status) finding {
-	f := finding{what: "programs", verdict: s.Programs}
+	f := finding{what: "programs", verdict: programs(s)}
 	if s.Refused != "" {
-		f.verdict += ", for the kernel refused the usual ones: " + s.Refused
 		f.remedy = "flatd measures all the same, at a higher cost; please report this, with `uname -r`"
 	}
 	return f

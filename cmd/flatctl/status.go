@@ -110,11 +110,7 @@ func printStatus(to io.Writer, s *daemon.Status, counters bool) error {
 	fmt.Fprintf(w, "flatd %s on %s:\t%s\n", s.Version, s.Host, state)
 	fmt.Fprintf(w, "  running:\tsince %s (%s), found the kernel's half %s\n", s.Since.Local().Format(time.DateTime),
 		time.Since(s.Since).Round(time.Second), found[string(s.Start)])
-	if s.Refused != "" {
-		fmt.Fprintf(w, "  programs:\t%s, for the kernel refused the usual ones: %s\n", s.Programs, s.Refused)
-	} else {
-		fmt.Fprintf(w, "  programs:\t%s\n", s.Programs)
-	}
+	fmt.Fprintf(w, "  programs:\t%s\n", programs(s))
 	for _, p := range s.Problems {
 		fmt.Fprintf(w, "  PROBLEM:\t%s\n", p)
 	}
