@@ -36,8 +36,8 @@ func (s state) imbalance() string {
 		return "finished + timed_out + late + rescued != result_out + too_fast + sampled_out + ring_full + read_before + read"
 	}
 	for _, o := range s.Outputs {
-		if o.Offered != b.Read+b.TakenOver-b.DecodeErrors+b.Own {
-			return o.Name + ": offered != read + taken_over - decode_errors + own"
+		if o.Offered != b.Read+b.TakenOver-b.TakenOverBoth-b.DecodeErrors+b.Own {
+			return o.Name + ": offered != read + taken_over - taken_over_both - decode_errors + own"
 		}
 		if o.Offered != o.Delivered+o.Withheld+o.Failed+o.Dropped+o.Queued {
 			return o.Name + ": offered != delivered + withheld + failed + dropped + queued"

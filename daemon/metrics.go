@@ -27,6 +27,7 @@ var (
 	ringMetric      = prometheus.NewDesc("flatd_ring_bytes", "The ring of finished exchanges: its size, what is not read yet, and what is read but kept until the outputs have it.", []string{"part"}, nil)
 	atRiskMetric    = prometheus.NewDesc("flatd_at_risk_events", "Events that only the outputs' queues hold: a restart or a crash of flatd would lose them.", nil, nil)
 	eventMetric     = prometheus.NewDesc("flatd_events_total", "Events of this daemon by origin: records from the ring, timeouts, exchanges of older programs, and events about flatd itself.", []string{"origin"}, nil)
+	takeOverMetric  = prometheus.NewDesc("flatd_takeover_total", "Exchanges at a take-over from programs of another layout that are not reported: lost, left out by the settings, or of both layouts, which are reported once.", []string{"fate"}, nil)
 	decodeMetric    = prometheus.NewDesc("flatd_decode_errors_total", "Records from the ring that were not understood.", nil, nil)
 	outputMetric    = prometheus.NewDesc("flatd_output_events_total", "Events offered to an output, by what became of them.", []string{"output", "fate"}, nil)
 	queuedMetric    = prometheus.NewDesc("flatd_output_queued_events", "Events waiting for an output.", []string{"output"}, nil)
@@ -41,7 +42,7 @@ type collector struct{ d *Daemon }
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(to chan<- *prometheus.Desc) {
 	for _, m := range []*prometheus.Desc{buildMetric, interfaceMetric, counterMetric, openMetric, ringMetric, atRiskMetric, eventMetric,
-		decodeMetric, outputMetric, queuedMetric, outputUpMetric, durationMetric} {
+		takeOverMetric, decodeMetric, outputMetric, queuedMetric, outputUpMetric, durationMetric} {
 		to <- m
 	}
 }
@@ -75,6 +76,9 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	gauge(atRiskMetric, float64(ring.AtRisk))
 	for origin, v := range map[string]uint64{"ring": books.Read - books.TimeoutsSeen, "timeout": books.TimeoutsSeen, "takeover": books.TakenOver, "own": books.Own} {
 		count(eventMetric, v, origin)
+	}
+	for fate, v := range map[string]uint64{"lost": books.TakenOverLost, "left_out": books.TakenOverOut, "both": books.TakenOverBoth} {
+		count(takeOverMetric, v, fate)
 	}
 	count(decodeMetric, books.DecodeErrors)
 	for _, o := range status.Outputs {

@@ -285,7 +285,7 @@ func (s scraped) checkBooks(t *testing.T, status state) {
 	for _, n := range s.values("flatd_events_total") {
 		offered += n
 	}
-	offered -= s.values("flatd_decode_errors_total")[""]
+	offered -= s.values("flatd_decode_errors_total")[""] + s.values("flatd_takeover_total")["fate=both "]
 	var fates float64
 	for _, n := range s.values("flatd_output_events_total") {
 		fates += n
@@ -320,7 +320,7 @@ func (s scraped) checkLabels(t *testing.T, p *process) {
 	allowed := map[string][]string{
 		"interface": {"eth0"}, "kind": {"tcp", "dns", "udp", "icmp"}, "side": {"client", "server"}, "family": {"ipv4", "ipv6"},
 		"result": {"established", "answered", "refused", "unreachable"}, "output": {"stdout"},
-		"fate": {"delivered", "withheld", "failed", "dropped"}, "part": {"size", "backlog", "outstanding"},
+		"fate": {"delivered", "withheld", "failed", "dropped", "lost", "left_out", "both"}, "part": {"size", "backlog", "outstanding"},
 		"origin":  {"ring", "timeout", "takeover", "own"},
 		"counter": slices.Collect(maps.Keys(status.Counters)),
 	}

@@ -397,7 +397,7 @@ func checkOutputs(t *testing.T, s state) {
 		if o.Offered != o.Delivered+o.Withheld+o.Failed+o.Dropped+o.Queued {
 			t.Errorf("%s: offered != delivered + withheld + failed + dropped + queued: %+v", o.Name, o)
 		}
-		if o.Offered != b.Read+b.TakenOver-b.DecodeErrors+b.Own {
+		if o.Offered != b.Read+b.TakenOver-b.TakenOverBoth-b.DecodeErrors+b.Own {
 			t.Errorf("%s: offered %d, %+v", o.Name, o.Offered, b)
 		}
 	}

@@ -58,7 +58,7 @@ type pipeline struct {
 	decodeErrors atomic.Uint64
 	timedOut     atomic.Uint64 // of the records, those of timeouts
 	takingOver   atomic.Bool
-	takenOver    atomic.Uint64    // exchanges of an older state
+	takenOver    atomic.Uint64    // records of an older state
 	previousLost atomic.Uint64    // those that its ring had no room for
 	previousOut  [3]atomic.Uint64 // those that the settings left out: by result, as too fast, by sampling
 	both         atomic.Uint64    // records of exchanges that the programs of both states have begun

@@ -89,18 +89,18 @@ type Books struct {
 
 	ReadBefore uint64 `json:"read_before"` // records, by daemons before this one
 	Read       uint64 `json:"read"`        // records, by this daemon
-	// each output's offered = read + taken_over - decode_errors + own
+	// each output's offered = read + taken_over - taken_over_both - decode_errors + own
 	TimeoutsSeen uint64 `json:"timeouts_seen"` // of read
 	DecodeErrors uint64 `json:"decode_errors"`
-	TakenOver    uint64 `json:"taken_over"` // exchanges of programs of an older layout
+	TakenOver    uint64 `json:"taken_over"` // records of programs of an older layout
 	Own          uint64 `json:"own"`        // events about flatd itself, and summaries
 	// What the ring of those programs had no room for, as far as no daemon before
 	// this one has told. Some of it the new programs may have reported.
 	TakenOverLost uint64 `json:"taken_over_lost"`
 	// What the settings left out of the exchanges of those programs.
 	TakenOverOut uint64 `json:"taken_over_out"`
-	// Records of exchanges that the programs of both layouts have begun, and that were
-	// left out: the other programs report them. Their sequence numbers are missing.
+	// Records, of either ring, of exchanges that the programs of both layouts have begun:
+	// left out, since the others' record is reported. Their sequence numbers are missing.
 	TakenOverBoth uint64 `json:"taken_over_both"`
 	// What daemons before this one have read and then ended with, while an output
 	// was away, as far as they had not reported it as lost to every output.

@@ -105,9 +105,9 @@ func (p *pipeline) readPrevious() {
 // publishPrevious hands on a record of the previous programs. The event takes a thing up
 // to a mark.
 func (p *pipeline) publishPrevious(record []byte, t thing, to mark) {
+	p.takenOver.Add(1)
 	item := p.pool.Get()
 	if err := flows.Decode(record, &item.Event); err != nil {
-		p.takenOver.Add(1)
 		p.decodeErrors.Add(1)
 		item.Release()
 		return
@@ -117,7 +117,6 @@ func (p *pipeline) publishPrevious(record []byte, t thing, to mark) {
 		item.Release()
 		return
 	}
-	p.takenOver.Add(1)
 	p.inFlight.add(t, item, to)
 	p.publish(item)
 }

@@ -144,9 +144,9 @@ func printStatus(to io.Writer, s *daemon.Status, counters bool) error {
 	fmt.Fprintf(w, "  of these:\t%d filtered by result, %d below min_duration, %d sampled out, %d lost, the rest read\n",
 		b.ResultOut, b.TooFast, b.SampledOut, b.RingFull)
 	fmt.Fprintf(w, "  this daemon:\t%d records read, of them %d timeouts, %d not understood\n", b.Read, b.TimeoutsSeen, b.DecodeErrors)
-	if b.TakenOver+b.TakenOverLost+b.TakenOverOut > 0 {
-		fmt.Fprintf(w, "  taken over:\t%d exchanges of programs of another layout, %d left out by the settings, %d lost\n",
-			b.TakenOver, b.TakenOverOut, b.TakenOverLost)
+	if b.TakenOver+b.TakenOverLost+b.TakenOverOut+b.TakenOverBoth > 0 {
+		fmt.Fprintf(w, "  taken over:\t%d exchanges of programs of another layout, %d of both layouts and reported once, %d left out by the settings, %d lost\n",
+			b.TakenOver, b.TakenOverBoth, b.TakenOverOut, b.TakenOverLost)
 	}
 	if counters {
 		printCounters(w, s.Counters)

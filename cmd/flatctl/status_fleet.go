@@ -94,7 +94,7 @@ func fleetLineOf(before, after *hostStatus) fleetLine {
 }
 
 // eventsOf is how many exchanges a daemon has told of.
-func eventsOf(b *daemon.Books) uint64 { return b.Read + b.TakenOver - b.DecodeErrors }
+func eventsOf(b *daemon.Books) uint64 { return b.Read + b.TakenOver - b.TakenOverBoth - b.DecodeErrors }
 
 func printFleet(to io.Writer, lines []fleetLine) error {
 	w := tabwriter.NewWriter(plain{to}, 0, 8, 2, ' ', 0)
