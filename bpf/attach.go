@@ -218,8 +218,10 @@ func (s *State) Leftovers() ([]int, error) {
 }
 
 func (a *attacher) linkPath(index int, d direction) string {
-	return filepath.Join(a.links, fmt.Sprintf("%d-%s", index, d))
+	return filepath.Join(a.links, linkName(index, d))
 }
+
+func linkName(index int, d direction) string { return fmt.Sprintf("%d-%s", index, d) }
 
 // attachTCX puts the programs at the head of the interface's tcx chains, by
 // links that are pinned.

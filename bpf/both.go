@@ -20,13 +20,17 @@ func (s *State) IsOurs(p *Previous, record []byte) bool {
 	if p.shared != nil {
 		theirs = atomic.LoadUint64(&p.shared.BothNs)
 	}
-	return isFromBefore(record, theirs, s.shared) && began(record, s.shared, s.maps.FlatSeen)
+	return p.two != nil && p.two.isAnswer(s, record) ||
+		isFromBefore(record, theirs, s.shared) && began(record, s.shared, s.maps.FlatSeen)
 }
 
 // IsTheirs reports whether a record of our ring is of a request that the programs of p
 // report themselves, from when p took over from us.
 func (s *State) IsTheirs(p *Previous, record []byte) bool {
-	if p.two != nil || p.shared == nil || p.maps.FlatSeen == nil {
+	if p.two != nil {
+		return p.two.isFrom(s, record)
+	}
+	if p.shared == nil || p.maps.FlatSeen == nil {
 		return false
 	}
 	return isFromBefore(record, atomic.LoadUint64(&s.shared.BothNs), p.shared) && began(record, p.shared, p.maps.FlatSeen)

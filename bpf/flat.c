@@ -32,6 +32,7 @@ char _license[] SEC("license") = "Dual BSD/GPL";
 /* Named here so that they are in the object's BTF, from which bpf2go makes the Go types. */
 const struct flat_dns_record *const type_record = 0;
 const enum flat_counter *const type_counter = 0;
+const struct flat_options2 *const type_options2 = 0;
 const struct flat_overdue *const type_overdue = 0;
 
 /* Enough for Ethernet, two tags, IPv6 with some extension headers and TCP. */

@@ -31,6 +31,7 @@ const (
 	kernel510MapFlatSeen         = "flat_seen"
 	kernel510MapFlatSequence     = "flat_sequence"
 	kernel510MapFlatSettings     = "flat_settings"
+	kernel510MapFlatSettings2    = "flat_settings2"
 	kernel510MapFlatSlots        = "flat_slots"
 	kernel510MapFlatTheirs       = "flat_theirs"
 	kernel510ProgFlatEgress      = "flat_egress"
@@ -43,6 +44,7 @@ const (
 	kernel510VarHavePid          = "have_pid"
 	kernel510VarOuterFirst       = "outer_first"
 	kernel510VarTypeCounter      = "type_counter"
+	kernel510VarTypeOptions2     = "type_options2"
 	kernel510VarTypeOverdue      = "type_overdue"
 	kernel510VarTypeRecord       = "type_record"
 )
@@ -115,6 +117,7 @@ type kernel510MapSpecs struct {
 	FlatSeen         *ebpf.MapSpec `ebpf:"flat_seen"`
 	FlatSequence     *ebpf.MapSpec `ebpf:"flat_sequence"`
 	FlatSettings     *ebpf.MapSpec `ebpf:"flat_settings"`
+	FlatSettings2    *ebpf.MapSpec `ebpf:"flat_settings2"`
 	FlatSlots        *ebpf.MapSpec `ebpf:"flat_slots"`
 	FlatTheirs       *ebpf.MapSpec `ebpf:"flat_theirs"`
 }
@@ -123,13 +126,14 @@ type kernel510MapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type kernel510VariableSpecs struct {
-	FlatShared  *ebpf.VariableSpec `ebpf:"flat_shared"`
-	HaveComm    *ebpf.VariableSpec `ebpf:"have_comm"`
-	HavePid     *ebpf.VariableSpec `ebpf:"have_pid"`
-	OuterFirst  *ebpf.VariableSpec `ebpf:"outer_first"`
-	TypeCounter *ebpf.VariableSpec `ebpf:"type_counter"`
-	TypeOverdue *ebpf.VariableSpec `ebpf:"type_overdue"`
-	TypeRecord  *ebpf.VariableSpec `ebpf:"type_record"`
+	FlatShared   *ebpf.VariableSpec `ebpf:"flat_shared"`
+	HaveComm     *ebpf.VariableSpec `ebpf:"have_comm"`
+	HavePid      *ebpf.VariableSpec `ebpf:"have_pid"`
+	OuterFirst   *ebpf.VariableSpec `ebpf:"outer_first"`
+	TypeCounter  *ebpf.VariableSpec `ebpf:"type_counter"`
+	TypeOptions2 *ebpf.VariableSpec `ebpf:"type_options2"`
+	TypeOverdue  *ebpf.VariableSpec `ebpf:"type_overdue"`
+	TypeRecord   *ebpf.VariableSpec `ebpf:"type_record"`
 }
 
 // kernel510Objects contains all objects after they have been loaded into the kernel.
@@ -167,6 +171,7 @@ type kernel510Maps struct {
 	FlatSeen         *ebpf.Map `ebpf:"flat_seen"`
 	FlatSequence     *ebpf.Map `ebpf:"flat_sequence"`
 	FlatSettings     *ebpf.Map `ebpf:"flat_settings"`
+	FlatSettings2    *ebpf.Map `ebpf:"flat_settings2"`
 	FlatSlots        *ebpf.Map `ebpf:"flat_slots"`
 	FlatTheirs       *ebpf.Map `ebpf:"flat_theirs"`
 }
@@ -188,6 +193,7 @@ func (m *kernel510Maps) Close() error {
 		m.FlatSeen,
 		m.FlatSequence,
 		m.FlatSettings,
+		m.FlatSettings2,
 		m.FlatSlots,
 		m.FlatTheirs,
 	)
@@ -197,13 +203,14 @@ func (m *kernel510Maps) Close() error {
 //
 // It can be passed to loadKernel510Objects or ebpf.CollectionSpec.LoadAndAssign.
 type kernel510Variables struct {
-	FlatShared  *ebpf.Variable `ebpf:"flat_shared"`
-	HaveComm    *ebpf.Variable `ebpf:"have_comm"`
-	HavePid     *ebpf.Variable `ebpf:"have_pid"`
-	OuterFirst  *ebpf.Variable `ebpf:"outer_first"`
-	TypeCounter *ebpf.Variable `ebpf:"type_counter"`
-	TypeOverdue *ebpf.Variable `ebpf:"type_overdue"`
-	TypeRecord  *ebpf.Variable `ebpf:"type_record"`
+	FlatShared   *ebpf.Variable `ebpf:"flat_shared"`
+	HaveComm     *ebpf.Variable `ebpf:"have_comm"`
+	HavePid      *ebpf.Variable `ebpf:"have_pid"`
+	OuterFirst   *ebpf.Variable `ebpf:"outer_first"`
+	TypeCounter  *ebpf.Variable `ebpf:"type_counter"`
+	TypeOptions2 *ebpf.Variable `ebpf:"type_options2"`
+	TypeOverdue  *ebpf.Variable `ebpf:"type_overdue"`
+	TypeRecord   *ebpf.Variable `ebpf:"type_record"`
 }
 
 // kernel510Programs contains all programs after they have been loaded into the kernel.

@@ -166,6 +166,15 @@ type kernelFlatOptions struct {
 	Spare     [15]uint64
 }
 
+type kernelFlatOptions2 struct {
+	_          structs.HostLayout
+	Words      [4]uint64
+	SkipKinds  uint32
+	SkipOthers [2]uint32
+	Generation uint32
+	Rest       [22]uint32
+}
+
 type kernelFlatOverdue struct {
 	_          structs.HostLayout
 	Hash       uint64
@@ -273,7 +282,7 @@ type kernelFlatSharedWords struct {
 	TimeoutsRefused  uint64
 	BothNs           uint64
 	Attaching        uint32
-	SpareHalf        uint32
+	Generation2      uint32
 	Translating      [32]uint32
 	Spare            [24]uint64
 	Awaiting         [65536]struct {
@@ -309,6 +318,7 @@ const (
 	kernelMapFlatSeen         = "flat_seen"
 	kernelMapFlatSequence     = "flat_sequence"
 	kernelMapFlatSettings     = "flat_settings"
+	kernelMapFlatSettings2    = "flat_settings2"
 	kernelMapFlatSlots        = "flat_slots"
 	kernelMapFlatTheirs       = "flat_theirs"
 	kernelProgFlatEgress      = "flat_egress"
@@ -321,6 +331,7 @@ const (
 	kernelVarHavePid          = "have_pid"
 	kernelVarOuterFirst       = "outer_first"
 	kernelVarTypeCounter      = "type_counter"
+	kernelVarTypeOptions2     = "type_options2"
 	kernelVarTypeOverdue      = "type_overdue"
 	kernelVarTypeRecord       = "type_record"
 )
@@ -393,6 +404,7 @@ type kernelMapSpecs struct {
 	FlatSeen         *ebpf.MapSpec `ebpf:"flat_seen"`
 	FlatSequence     *ebpf.MapSpec `ebpf:"flat_sequence"`
 	FlatSettings     *ebpf.MapSpec `ebpf:"flat_settings"`
+	FlatSettings2    *ebpf.MapSpec `ebpf:"flat_settings2"`
 	FlatSlots        *ebpf.MapSpec `ebpf:"flat_slots"`
 	FlatTheirs       *ebpf.MapSpec `ebpf:"flat_theirs"`
 }
@@ -401,13 +413,14 @@ type kernelMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type kernelVariableSpecs struct {
-	FlatShared  *ebpf.VariableSpec `ebpf:"flat_shared"`
-	HaveComm    *ebpf.VariableSpec `ebpf:"have_comm"`
-	HavePid     *ebpf.VariableSpec `ebpf:"have_pid"`
-	OuterFirst  *ebpf.VariableSpec `ebpf:"outer_first"`
-	TypeCounter *ebpf.VariableSpec `ebpf:"type_counter"`
-	TypeOverdue *ebpf.VariableSpec `ebpf:"type_overdue"`
-	TypeRecord  *ebpf.VariableSpec `ebpf:"type_record"`
+	FlatShared   *ebpf.VariableSpec `ebpf:"flat_shared"`
+	HaveComm     *ebpf.VariableSpec `ebpf:"have_comm"`
+	HavePid      *ebpf.VariableSpec `ebpf:"have_pid"`
+	OuterFirst   *ebpf.VariableSpec `ebpf:"outer_first"`
+	TypeCounter  *ebpf.VariableSpec `ebpf:"type_counter"`
+	TypeOptions2 *ebpf.VariableSpec `ebpf:"type_options2"`
+	TypeOverdue  *ebpf.VariableSpec `ebpf:"type_overdue"`
+	TypeRecord   *ebpf.VariableSpec `ebpf:"type_record"`
 }
 
 // kernelObjects contains all objects after they have been loaded into the kernel.
@@ -445,6 +458,7 @@ type kernelMaps struct {
 	FlatSeen         *ebpf.Map `ebpf:"flat_seen"`
 	FlatSequence     *ebpf.Map `ebpf:"flat_sequence"`
 	FlatSettings     *ebpf.Map `ebpf:"flat_settings"`
+	FlatSettings2    *ebpf.Map `ebpf:"flat_settings2"`
 	FlatSlots        *ebpf.Map `ebpf:"flat_slots"`
 	FlatTheirs       *ebpf.Map `ebpf:"flat_theirs"`
 }
@@ -466,6 +480,7 @@ func (m *kernelMaps) Close() error {
 		m.FlatSeen,
 		m.FlatSequence,
 		m.FlatSettings,
+		m.FlatSettings2,
 		m.FlatSlots,
 		m.FlatTheirs,
 	)
@@ -475,13 +490,14 @@ func (m *kernelMaps) Close() error {
 //
 // It can be passed to loadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kernelVariables struct {
-	FlatShared  *ebpf.Variable `ebpf:"flat_shared"`
-	HaveComm    *ebpf.Variable `ebpf:"have_comm"`
-	HavePid     *ebpf.Variable `ebpf:"have_pid"`
-	OuterFirst  *ebpf.Variable `ebpf:"outer_first"`
-	TypeCounter *ebpf.Variable `ebpf:"type_counter"`
-	TypeOverdue *ebpf.Variable `ebpf:"type_overdue"`
-	TypeRecord  *ebpf.Variable `ebpf:"type_record"`
+	FlatShared   *ebpf.Variable `ebpf:"flat_shared"`
+	HaveComm     *ebpf.Variable `ebpf:"have_comm"`
+	HavePid      *ebpf.Variable `ebpf:"have_pid"`
+	OuterFirst   *ebpf.Variable `ebpf:"outer_first"`
+	TypeCounter  *ebpf.Variable `ebpf:"type_counter"`
+	TypeOptions2 *ebpf.Variable `ebpf:"type_options2"`
+	TypeOverdue  *ebpf.Variable `ebpf:"type_overdue"`
+	TypeRecord   *ebpf.Variable `ebpf:"type_record"`
 }
 
 // kernelPrograms contains all programs after they have been loaded into the kernel.

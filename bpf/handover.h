@@ -48,11 +48,25 @@ static __always_inline void note_seen(__u64 hash, __u64 value)
 		count(COUNT_SEEN_FULL);
 }
 
+/*
+ * is_layout2_back reports whether a daemon of layout 2, which knows nothing of phases, was
+ * started since ours took over: then those of that layout begin, and ours are to finish.
+ */
+static __always_inline bool is_layout2_back(void)
+{
+	__u32 first = 0;
+	void *settings = bpf_map_lookup_elem(&flat_settings2, &first);
+	struct flat_options2 *options = settings ? bpf_map_lookup_elem(settings, &first) : NULL;
+
+	return options && options->generation != flat_shared.generation2;
+}
+
 /* may_begin_beside reports whether a new request is ours, beside the programs of another layout. */
 static __always_inline bool may_begin_beside(const struct flat_options *s, const struct half *h,
 					     enum flat_side side, __u32 phase)
 {
-	if (phase == PHASE_FINISH || is_the_others(s, h, side))
+	if (phase == PHASE_FINISH || (phase != PHASE_WATCH && is_layout2_back()) ||
+	    is_the_others(s, h, side))
 		return false;
 	if (phase == PHASE_WATCH) {
 		/* model: SEEN_THEIRS */

@@ -1,10 +1,10 @@
 package bpf
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"os"
 	"path/filepath"
 	"sync/atomic"
 	"time"
@@ -27,6 +27,12 @@ type layout2 struct {
 	buffer [unsafe.Sizeof(kernelFlatDnsRecord{})]byte // of record
 	last   uint64                                     // the number of the timeout that was reported last
 	first  bool                                       // what an earlier daemon claimed has been reported
+
+	// See noteReturn; times of CLOCK_BOOTTIME.
+	back     bool              // its daemon was started again, after
+	tookOver uint64            // our programs had taken over, and
+	again    map[string]uint64 // measured beside them: by pins; nil: ours left it to it
+	awake    bool              // ours have seen every flow since
 
 	skipTimeouts bool   // the filter leaves them out, which layout 2 had user space do
 	leftOut      uint64 // timeouts, for that reason
@@ -85,7 +91,7 @@ const (
 
 	resultTimeout2 = 5
 
-	skipKinds2 = 32 // where skip_kinds is in struct flat_options
+	skipAll2 = ^uint32(0) // in the settings: its programs begin nothing
 
 	timeoutsMax2 = 4096
 )
@@ -117,9 +123,9 @@ func openLayout2(p *Previous) *layout2 {
 	l := &layout2{
 		ours: p.take("flat_ours", ebpf.Hash, key, value), theirs: p.take("flat_theirs", ebpf.Hash, key, value),
 		questions: p.take("flat_questions", ebpf.LRUHash, key, uint32(unsafe.Sizeof(question2{}))),
+		settings:  p.take("flat_settings", ebpf.Array, 4, uint32(unsafe.Sizeof(kernelFlatOptions2{}))),
 		counters:  p.maps.FlatCounters,
 	}
-	l.settings, _ = ebpf.LoadPinnedMap(filepath.Join(p.dir, "flat_settings"), nil)
 	l.claim, _ = ebpf.LoadPinnedProgram(filepath.Join(p.dir, "flat_claim"), nil)
 	if m := p.take("flat_seats", ebpf.Array, 4, uint32(unsafe.Sizeof(seat2{}))); m != nil {
 		defer m.Close()
@@ -183,18 +189,106 @@ func sequenceOfLayout2(root string) (*ebpf.Map, error) {
 // beginNothing has the filter of the programs leave out requests of every kind. What was
 // let in before is followed to its end.
 func (l *layout2) beginNothing() error {
-	if l.settings == nil {
-		return errors.New("layout 2 has no settings to tell its programs to begin nothing")
+	options, err := l.options()
+	if err != nil {
+		return err
 	}
-	value := make([]byte, l.settings.ValueSize())
-	if err := l.settings.Lookup(uint32(0), &value); err != nil {
-		return fmt.Errorf("read the settings of layout 2: %w", err)
-	}
-	binary.NativeEndian.PutUint32(value[skipKinds2:], ^uint32(0))
-	if err := l.settings.Update(uint32(0), value, ebpf.UpdateAny); err != nil {
+	options.SkipKinds = skipAll2
+	if err := l.settings.Update(uint32(0), options, ebpf.UpdateAny); err != nil {
 		return fmt.Errorf("write the settings of layout 2: %w", err)
 	}
 	return nil
+}
+
+func (l *layout2) options() (o kernelFlatOptions2, err error) {
+	if l.settings == nil {
+		return o, errors.New("layout 2 has no settings to tell its programs to begin nothing")
+	}
+	if err := l.settings.Lookup(uint32(0), &o); err != nil {
+		return o, fmt.Errorf("read the settings of layout 2: %w", err)
+	}
+	return o, nil
+}
+
+// noteReturn finds out whether a daemon of layout 2, which knows nothing of our programs, was
+// started after they had taken over. Where it found its own, it has them begin again, and ours
+// leave it to them (handover.h), but for what both have begun by then. Where these were removed,
+// both have measured since it attached others: when that was, the pins say, to a few
+// milliseconds.
+func (l *layout2) noteReturn(s *State, dir string) {
+	phase := s.shared.phase()
+	if phase == phaseWatch || phase == phaseFinish || !s.attachedAnywhere() {
+		return
+	}
+	lease := atomic.LoadUint64(&s.shared.LeaseUntilNs)
+	l.awake = lease == 0 || lease > BootTime()
+	l.tookOver = atomic.LoadUint64(&s.shared.BothNs)
+	ours, theirs := pinTimes(s.dir, "links/*", kernelMapFlatEvents), pinTimes(dir, "links/*", "flat_*gress")
+	options, err := l.options()
+	switch {
+	case newest(theirs) > newest(ours):
+		l.back, l.again = true, theirs
+	case phase == phaseAlone || err != nil || options.Generation == atomic.LoadUint32(&s.shared.Generation2):
+	case phase == phaseBoth:
+		l.back, l.again = true, map[string]uint64{"flat_ingress": l.tookOver, "flat_egress": l.tookOver}
+	default:
+		l.back = true
+	}
+}
+
+// pinTimes is when pins were made, of CLOCK_BOOTTIME, by their names.
+func pinTimes(dir string, patterns ...string) map[string]uint64 {
+	boot := time.Now().Add(-time.Duration(BootTime()))
+	times := make(map[string]uint64)
+	for _, pattern := range patterns {
+		paths, _ := filepath.Glob(filepath.Join(dir, pattern))
+		for _, path := range paths {
+			if info, err := os.Lstat(path); err == nil {
+				times[filepath.Base(path)] = uint64(max(info.ModTime().Sub(boot), 0))
+			}
+		}
+	}
+	return times
+}
+
+func newest(times map[string]uint64) (latest uint64) {
+	for _, t := range times {
+		latest = max(latest, t)
+	}
+	return latest
+}
+
+// isFrom reports whether a record of our ring is of a request that those of layout 2 have
+// measured too, when they were back.
+func (l *layout2) isFrom(s *State, record []byte) bool {
+	r := (*kernelFlatRecord)(unsafe.Pointer(&record[0]))
+	if l.again == nil || len(record) < int(unsafe.Sizeof(*r)) {
+		return false
+	}
+	asks := egress
+	if r.Side == SideServer {
+		asks = ingress
+	}
+	since, ok := l.again[linkName(int(r.Ifindex), asks)]
+	if !ok { // by a filter, which has no time
+		since = l.again["flat_"+string(asks)]
+	}
+	if since < l.tookOver { // a link from before, which has been awake again since others were made
+		since = newest(l.again)
+	}
+	first := r.EndNs - r.DurationNs
+	return first >= since && first < atomic.LoadUint64(&s.shared.BothNs)
+}
+
+// isAnswer reports whether what those of layout 2 took for a UDP request, when they were back,
+// was the answer to one of ours.
+func (l *layout2) isAnswer(s *State, record []byte) bool {
+	r := (*kernelFlatRecord)(unsafe.Pointer(&record[0]))
+	if !l.back || !l.awake || len(record) < int(unsafe.Sizeof(*r)) || r.Kind != kindUDP || r.EndNs-r.DurationNs < l.tookOver {
+		return false
+	}
+	side, key := keyOf(record, s.shared)
+	return s.knowsFlow(SideClient+SideServer-side, &key)
 }
 
 // visit calls use for each request that is known: a copy, in a seat perhaps of two that

@@ -200,6 +200,7 @@ func namedMaps(named func(string) *ebpf.Map) kernelMaps {
 		FlatSeen:         named(kernelMapFlatSeen),
 		FlatSequence:     named(kernelMapFlatSequence),
 		FlatSettings:     named(kernelMapFlatSettings),
+		FlatSettings2:    named(kernelMapFlatSettings2),
 		FlatSlots:        named(kernelMapFlatSlots),
 		FlatTheirs:       named(kernelMapFlatTheirs),
 	}

@@ -270,6 +270,31 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } flat_settings SEC(".maps");
 
+/* Those of layout 2, as far as handover.h needs them. */
+struct flat_options2 {
+	__u64 words[4];
+	__u32 skip_kinds; /* every bit: its programs begin nothing */
+	__u32 skip_others[2];
+	__u32 generation; /* each start of its daemon makes another */
+	__u32 rest[22];
+};
+
+/* While ours take over from programs of layout 2: the settings of these. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__array(
+		values, struct {
+			__uint(type, BPF_MAP_TYPE_ARRAY);
+			__uint(max_entries, 1);
+			__uint(key_size,
+			       sizeof(__u32)); /* __type() leaves the value's out of BTF */
+			__uint(value_size, sizeof(struct flat_options2));
+		});
+} flat_settings2 SEC(".maps");
+
 /* Peers to measure or not, of both generations while a reload changes them. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);

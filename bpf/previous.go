@@ -248,11 +248,11 @@ func (p *Previous) discard() error {
 	if p.shared != nil {
 		p.shared.setPhase(phaseFinish)
 	}
-	return errors.Join(p.Detach(), p.Remove())
+	return errors.Join(p.detach(), p.Remove())
 }
 
-// Detach removes the programs from every interface.
-func (p *Previous) Detach() error {
+// detach removes the programs from every interface.
+func (p *Previous) detach() error {
 	var errs []error
 	links := filepath.Join(p.dir, "links")
 	pins, err := os.ReadDir(links)

@@ -158,7 +158,7 @@ func TestATakeoverSplitsNoExchange(t *testing.T) {
 // complete ends a take-over as the daemon does.
 func (o *takeover) complete() {
 	o.t.Helper()
-	for _, step := range []func() error{o.previous.Detach, o.previous.Remove, o.EndTakeOver} {
+	for _, step := range []func() error{func() error { return o.DetachPrevious(o.previous) }, o.previous.Remove, o.EndTakeOver} {
 		if err := step(); err != nil {
 			o.t.Fatal(err)
 		}

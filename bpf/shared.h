@@ -42,8 +42,8 @@ struct flat_shared_words {
 	__u64 recent_ns;    /* when a request last came into the memory of recent ones; 0: never */
 	__u64 timeouts_refused; /* runs of flat_timeout that found too little room in the ring */
 	__u64 both_ns;		/* when PHASE_BOTH began */
-	__u32 attaching; /* index of the interface that has only some of its programs; 0: none */
-	__u32 spare_half;
+	__u32 attaching;   /* index of the interface that has only some of its programs; 0: none */
+	__u32 generation2; /* of the settings of layout 2, when ours took over */
 	__u32 translating[TRANSLATING_BITS / 32]; /* interfaces, by index modulo: see hint.h */
 	__u64 spare[24];
 	struct awaited awaiting[AWAITING_SLOTS]; /* see awaiting.h */

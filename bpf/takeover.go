@@ -43,6 +43,7 @@ func (s *State) Previous() (*Previous, error) {
 	}
 	if found != nil && found.two != nil {
 		found.two.skipTimeouts = s.options.SkipResults>>resultTimeout2&1 == 1
+		found.two.noteReturn(s, found.dir)
 	}
 	return found, s.beginWatch(found)
 }
@@ -88,7 +89,7 @@ func (s *State) beginWatch(p *Previous) error {
 		}
 		s.shared.setPhase(phaseAlone)
 		return s.clearSeen()
-	case p != nil && (phase == phaseAlone || phase == phaseWatch || phase == phaseFinish):
+	case p != nil && (phase == phaseAlone || phase == phaseWatch || phase == phaseFinish || p.two != nil && p.two.back):
 		// In phaseWatch again: a start that was cut short may have copied what is over by now
 		// (model: CLEAR_SEEN). What is still open is copied once more.
 		if err := s.clearSeen(); err != nil {
@@ -145,6 +146,9 @@ func (s *State) TakeOver(p *Previous) error {
 		if err := s.inherit(p); err != nil {
 			return err
 		}
+		if err := s.watchLayout2(p); err != nil {
+			return err
+		}
 		s.shared.setPhase(phaseBoth) // model: BOTH, before p begins nothing
 	}
 	time.Sleep(handoverGrace) // model: GRACE_BOTH
@@ -154,6 +158,30 @@ func (s *State) TakeOver(p *Previous) error {
 	time.Sleep(handoverGrace)
 	s.shared.setPhase(phaseAfter)
 	return nil
+}
+
+// watchLayout2 has our programs look whether a daemon of layout 2 comes back.
+func (s *State) watchLayout2(p *Previous) error {
+	if p.two == nil {
+		return nil
+	}
+	options, err := p.two.options()
+	if err == nil {
+		atomic.StoreUint32(&s.shared.Generation2, options.Generation)
+		err = s.maps.FlatSettings2.Put(uint32(0), p.two.settings)
+	}
+	if err != nil {
+		return fmt.Errorf("watch the settings of layout 2: %w", err)
+	}
+	return nil
+}
+
+// DetachPrevious removes the programs of p from every interface.
+func (s *State) DetachPrevious(p *Previous) error {
+	if err := s.maps.FlatSettings2.Delete(uint32(0)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("watch the settings of layout 2 no more: %w", err)
+	}
+	return p.detach()
 }
 
 // EndTakeOver is called once p has been removed.
@@ -218,22 +246,41 @@ type askedFlow struct {
 // noteFlows has our programs know flows, so that the answer to one begins no other.
 func (s *State) noteFlows(flows []askedFlow) error {
 	return withWords(s.maps.FlatFlows, func(words []uint64) error {
-		const ways = len(kernelFlatFlowSet{}.Ours) // and as many of the other side
 		for i := range flows {
 			f := &flows[i]
 			hash := flowHash(s.shared.Seed, &f.key)
-			first := int(hash%uint64(len(words)/(2*ways))) * 2 * ways
-			if f.side == SideServer {
-				first += ways
-			}
-			if way := slices.Index(words[first:first+ways], 0); way >= 0 {
+			set := flowSet(words, f.side, hash)
+			if way := slices.Index(set, 0); way >= 0 {
 				const asked, unitShift, unitMask = 1 << 22, 24, 1<<22 - 1 // FLOW_ASKED and the like
 				word := hash>>tagShift<<tagShift | asked | f.lastNs>>unitShift&unitMask
-				atomic.CompareAndSwapUint64(&words[first+way], 0, word)
+				atomic.CompareAndSwapUint64(&set[way], 0, word)
 			}
 		}
 		return nil
 	})
+}
+
+// flowSet is where the words of flows with a hash are, that a side has begun.
+func flowSet(words []uint64, side uint8, hash uint64) []uint64 {
+	const ways = len(kernelFlatFlowSet{}.Ours) // and as many of the other side
+	set := words[int(hash%uint64(len(words)/(2*ways)))*2*ways:]
+	if side == SideServer {
+		return set[ways : 2*ways]
+	}
+	return set[:ways]
+}
+
+// knowsFlow reports whether our programs know a UDP flow that a side has begun.
+func (s *State) knowsFlow(side uint8, key *kernelFlatKey) (known bool) {
+	hash := flowHash(s.shared.Seed, key)
+	err := withWords(s.maps.FlatFlows, func(words []uint64) error {
+		set := flowSet(words, side, hash)
+		for i := range set {
+			known = known || atomic.LoadUint64(&set[i])>>tagShift == hash>>tagShift
+		}
+		return nil
+	})
+	return known && err == nil
 }
 
 // inheritWords copies the words of an array of them, where ours has none yet.

@@ -268,7 +268,7 @@ static __always_inline void observe_flow(struct __sk_buff *skb, struct flat_opti
 		h->flags |= RECORD_QUIC;
 	/* One of the programs of another layout is a flow too, or what follows would begin another.
 	 */
-	if (track_request(skb, s, h) || flat_shared.phase == PHASE_WATCH)
+	if (track_request(skb, s, h) || flat_shared.phase != PHASE_ALONE)
 		begin_flow(h, hash, FLOW_ASKED);
 }
 

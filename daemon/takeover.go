@@ -205,7 +205,7 @@ func (p *pipeline) endTakeover(limit time.Duration) error {
 		return nil
 	}
 	if !t.detached {
-		if err := t.state.Detach(); err != nil {
+		if err := p.state.DetachPrevious(t.state); err != nil {
 			return err
 		}
 		t.detached = true
