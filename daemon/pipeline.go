@@ -282,7 +282,11 @@ func (p *pipeline) sweep() (full bool, err error) {
 		return swept.Full, err
 	}
 	p.reportBoth()
-	return swept.Full, errors.Join(p.sweepPrevious(limit), p.endTakeover(limit))
+	over, err := p.sweepPrevious(limit)
+	if err == nil && over {
+		err = p.endTakeover()
+	}
+	return swept.Full, err
 }
 
 // tellSummary reports what the interval that has ended came to.

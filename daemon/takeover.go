@@ -121,14 +121,19 @@ func (p *pipeline) publishPrevious(record []byte, t thing, to mark) {
 	p.publish(item)
 }
 
-// sweepPrevious has the timeouts of the previous programs reported.
-func (p *pipeline) sweepPrevious(limit time.Duration) error {
-	_, err := p.previous.state.Sweep(bpf.BootTime(), limit, func(record []byte) {
+// sweepPrevious has the timeouts of the previous programs reported. It is over once every
+// request from before has had its time, then two sweeps, and the last one left none for lack
+// of room.
+func (p *pipeline) sweepPrevious(limit time.Duration) (over bool, err error) {
+	t, began := p.previous, bpf.BootTime()
+	swept, err := t.state.Sweep(began, limit, func(record []byte) {
 		p.awaitRoom()
-		p.publishPrevious(record, previousTimeouts, mark{number: p.previous.state.LastTimeout()})
+		p.publishPrevious(record, previousTimeouts, mark{number: t.state.LastTimeout()})
 	})
-	p.inFlight.pass(previousTimeouts, mark{number: p.previous.state.LastTimeout()}) // also of those without an event
-	return errors.Join(err, p.countPrevious())
+	p.inFlight.pass(previousTimeouts, mark{number: t.state.LastTimeout()}) // also of those without an event
+	since := t.since.Load()
+	over = since != 0 && began >= since+uint64(limit+2*sweepEvery) && !swept.Full // model: DRAIN
+	return over, errors.Join(err, p.countPrevious())
 }
 
 // countPrevious reports once what the previous ring had no room for, and counts what the
@@ -198,12 +203,8 @@ func (p *pipeline) reportBoth() {
 }
 
 // endTakeover removes the previous state once nothing is left to come of it.
-func (p *pipeline) endTakeover(limit time.Duration) error {
+func (p *pipeline) endTakeover() error {
 	t := p.previous
-	// Every request from before has had its time, and two sweeps. model: DRAIN
-	if since := t.since.Load(); since == 0 || bpf.BootTime() < since+uint64(limit+2*sweepEvery) {
-		return nil
-	}
 	if !t.detached {
 		if err := p.state.DetachPrevious(t.state); err != nil {
 			return err
