@@ -25,7 +25,7 @@ GO_BUILD    := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w 
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .DEFAULT_GOAL := build
-.PHONY: help build run test test-go test-soak fuzz bench generate check-generated lint install uninstall \
+.PHONY: help build run test test-go test-race test-soak fuzz bench generate check-generated lint install uninstall \
 	setup-run setup-test clean
 
 help: ## show this list
@@ -48,6 +48,9 @@ test: setup-test ## run every test; installs the tools they need
 
 test-go: ## run the tests that need neither root nor a kernel, with the race detector
 	go test -race -short ./flows ./outputs ./packaging
+
+test-race: setup-test ## the tests of the daemon with the race detector, in the tests and in the daemon
+	FLATD_RACE=1 GORACE=halt_on_error=1 go test -race -count=1 -timeout 25m $(AS_ROOT) ./daemon
 
 test-soak: setup-test ## the tests that stop, kill, upgrade and flood flatd, in their long form
 	FLATD_SOAK=60 go test -count=1 -p 1 -timeout 150m -run 'NothingIsLost|FirstStart|Spoofed|AwayForAWhile|Upgrade|EveryStage' \

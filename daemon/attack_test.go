@@ -226,7 +226,7 @@ func TestAFloodOfConnections(t *testing.T) {
 	if got := ask(early, "GET /healthz HTTP/1.1\r\nHost: flatd\r\n\r\n"); got != http.StatusOK {
 		t.Errorf("whoever was there before gets %d", got)
 	}
-	if grown := memory(t, pid) - before; grown > 32<<20 {
+	if grown := memory(t, pid) - before; grown > 32<<20 && !testbed.Raced() {
 		t.Errorf("memory grew by %d bytes", grown)
 	}
 	if more := descriptors(t, pid) - open; more > usualLimits.connections {
@@ -271,7 +271,7 @@ func TestFollowersThatNeverRead(t *testing.T) {
 		tr.connect(server.V4)
 	}
 	p.waitN("every handshake", rounds, isResult("established", "client"))
-	if grown := memory(t, pid) - before; grown > 64<<20 {
+	if grown := memory(t, pid) - before; grown > 64<<20 && !testbed.Raced() {
 		t.Errorf("memory grew by %d bytes", grown)
 	}
 

@@ -92,7 +92,7 @@ func (e event) String() string {
 type process struct {
 	t      testing.TB
 	cmd    *exec.Cmd
-	stderr bytes.Buffer
+	stderr transcript
 	socket string
 	trace  *testbed.Trace // nil: it is not traced
 	ended  chan struct{}  // closed when standard output ends
@@ -101,6 +101,24 @@ type process struct {
 	mu     sync.Mutex
 	more   *sync.Cond
 	events []event
+}
+
+// transcript is what a process has written so far, also while it is running.
+type transcript struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (s *transcript) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.Write(p)
+}
+
+func (s *transcript) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.String()
 }
 
 // setup is where a flatd works; several may do so one after the other.

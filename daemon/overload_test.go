@@ -33,7 +33,7 @@ func memoryIsBounded(t *testing.T, p *process) {
 	resident := residentPeak(t, p.cmd.Process.Pid)
 	maps := mapMemory(t, p.cmd.Process.Pid)
 	t.Logf("at most %d MiB resident, maps of %d MiB", resident>>20, maps>>20)
-	if resident > residentMax || maps > mapsMax {
+	if resident > residentMax && !testbed.Raced() || maps > mapsMax {
 		t.Errorf("%d MiB resident and maps of %d MiB, want at most %d and %d", resident>>20, maps>>20, residentMax>>20, mapsMax>>20)
 	}
 }
@@ -291,7 +291,8 @@ func TestTimeoutsLeaveTheRingToExchanges(t *testing.T) {
 	}
 	p.awaitStatus("the timeouts", func(s state) bool { return s.Books.TimedOut == silent })
 	b := booksBalance(t, p)
-	if b.Books.RingFull != 0 || b.Books.PendingFull != 0 || b.Books.Finished != exchanges || b.Books.TimeoutsSeen != silent || b.Outputs[0].Dropped != 0 {
+	if b.Books.RingFull != 0 && !testbed.Raced() || b.Books.PendingFull != 0 || b.Books.Finished != exchanges ||
+		b.Books.TimeoutsSeen != silent || b.Outputs[0].Dropped != 0 && !testbed.Raced() {
 		t.Errorf("%d requests in vain beside %d exchanges: %+v, %+v", silent, exchanges, b.Books, b.Outputs)
 	}
 }

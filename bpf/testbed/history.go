@@ -37,10 +37,7 @@ func BuildAt(t testing.TB, commit, name string) string {
 		t.Fatalf("unpack commit %s: %v", commit, err)
 	}
 	fresh := filepath.Join(t.TempDir(), name)
-	build := exec.Command("go", "build", "-o", fresh, "./cmd/"+name)
-	build.Dir = dir
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
+	if out, err := compile(dir, fresh, name, "0"); err != nil {
 		t.Fatalf("build %s of commit %s: %v\n%s", name, commit, err, out)
 	}
 	if err := install(fresh, binary); err != nil {

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -212,13 +213,11 @@ func Build(t testing.TB, name string, tags string) string {
 	}
 	tree := fnv.New32a()
 	tree.Write([]byte(Tree(t)))
-	binary = filepath.Join(cache, "flatd-test", fmt.Sprintf("bin-%08x%s", tree.Sum32(), tags), name)
+	binary = filepath.Join(cache, "flatd-test", fmt.Sprintf("bin-%08x%s%s", tree.Sum32(), tags, os.Getenv(raceVariable)), name)
 	// Put in its place as a whole: others may run, or run with, what is there.
 	fresh := filepath.Join(t.TempDir(), name)
-	build := exec.Command("go", "build", "-tags", tags, "-o", fresh, "./cmd/"+name)
-	build.Dir = Tree(t)
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
+	flags, cgo := raced()
+	if out, err := compile(Tree(t), fresh, name, cgo, append(flags, "-tags", tags)...); err != nil {
 		t.Fatalf("build %s: %v\n%s", name, err, out)
 	}
 	if err := install(fresh, binary); err != nil {
@@ -226,6 +225,29 @@ func Build(t testing.TB, name string, tags string) string {
 	}
 	built[[2]string{name, tags}] = binary
 	return binary
+}
+
+// raceVariable has the tree's commands built with the race detector.
+const raceVariable = "FLATD_RACE"
+
+// Raced reports whether the commands under test have the race detector, and so take several
+// times the memory and the time.
+func Raced() bool { return os.Getenv(raceVariable) != "" }
+
+// raced are the flags to build one with, and whether it needs cgo.
+func raced() (flags []string, cgo string) {
+	if !Raced() {
+		return nil, "0"
+	}
+	return []string{"-race"}, "1"
+}
+
+// compile builds a command of a tree as a binary, and returns what go said.
+func compile(tree, binary, name, cgo string, flags ...string) ([]byte, error) {
+	build := exec.Command("go", slices.Concat([]string{"build", "-o", binary}, flags, []string{"./cmd/" + name})...)
+	build.Dir = tree
+	build.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
+	return build.CombinedOutput()
 }
 
 // install copies a binary to where another may be, without a moment of neither.

@@ -3,7 +3,6 @@ package testbed
 import (
 	"encoding/json"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -49,10 +48,8 @@ func BuildVaried(t testing.TB, name string, edits ...Edit) string {
 		t.Fatal(err)
 	}
 	binary := filepath.Join(dir, name)
-	build := exec.Command("go", "build", "-overlay", listFile, "-o", binary, "./cmd/"+name)
-	build.Dir = Tree(t)
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
+	flags, cgo := raced()
+	if out, err := compile(Tree(t), binary, name, cgo, append(flags, "-overlay", listFile)...); err != nil {
 		t.Fatalf("build %s with %+v: %v\n%s", name, edits, err, out)
 	}
 	return binary
