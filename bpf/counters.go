@@ -26,6 +26,7 @@ const (
 	Late        = Counter(kernelFlatCounterCOUNT_LATE)
 	Translated  = Counter(kernelFlatCounterCOUNT_TRANSLATED)
 	NotLooking  = Counter(kernelFlatCounterCOUNT_NOT_LOOKING)
+	Paused      = Counter(kernelFlatCounterCOUNT_PAUSED)
 
 	countersMax = Counter(kernelFlatCounterCOUNTERS_END)
 )

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -92,7 +91,7 @@ func (e event) String() string {
 type process struct {
 	t      testing.TB
 	cmd    *exec.Cmd
-	stderr transcript
+	stderr testbed.Transcript
 	socket string
 	trace  *testbed.Trace // nil: it is not traced
 	ended  chan struct{}  // closed when standard output ends
@@ -101,24 +100,6 @@ type process struct {
 	mu     sync.Mutex
 	more   *sync.Cond
 	events []event
-}
-
-// transcript is what a process has written so far, also while it is running.
-type transcript struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (s *transcript) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.Write(p)
-}
-
-func (s *transcript) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.String()
 }
 
 // setup is where a flatd works; several may do so one after the other.

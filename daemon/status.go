@@ -78,6 +78,7 @@ type Books struct {
 	Overdue     uint64 `json:"overdue"`     // of these, timeouts that wait for room in the ring
 	Replaced    uint64 `json:"replaced"`
 	PendingFull uint64 `json:"pending_full"`
+	Paused      uint64 `json:"paused"` // not in requests: not begun, while an interface was being attached
 	// finished + timed_out + late + rescued = result_out + too_fast + sampled_out + ring_full +
 	// read_before + read, and what is still in the ring
 	Late       uint64 `json:"late"`    // answers after their timeout was reported
@@ -133,7 +134,7 @@ func (d *Daemon) Status() (Status, error) {
 			HalfOpen: counters[bpf.HalfOpen], Translated: counters[bpf.Translated], NotLooking: counters[bpf.NotLooking],
 			Open: uint64(p.open[0].Load() + p.open[1].Load()), Overdue: uint64(p.overdue.Load()),
 			Late: counters[bpf.Late], Rescued: counters[bpf.Rescued],
-			Replaced: counters[bpf.Replaced], PendingFull: counters[bpf.PendingFull],
+			Replaced: counters[bpf.Replaced], PendingFull: counters[bpf.PendingFull], Paused: counters[bpf.Paused],
 			ResultOut: counters[bpf.ResultOut], TooFast: counters[bpf.TooFast], SampledOut: counters[bpf.SampledOut], RingFull: counters[bpf.RingFull],
 			ReadBefore: p.readBefore, Read: p.read.Load(),
 			TimeoutsSeen: p.timedOut.Load(), DecodeErrors: p.decodeErrors.Load(), Own: p.own.Load(),

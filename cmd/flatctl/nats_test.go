@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -11,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -19,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/flatd/flatd/bpf/testbed"
 	"github.com/flatd/flatd/bpf/testbed/broker"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/outputs"
@@ -89,22 +88,10 @@ type running struct {
 	stop  context.CancelFunc
 	ended chan error
 
-	mu     sync.Mutex
-	stderr bytes.Buffer
+	stderr testbed.Transcript
 }
 
-// Write takes what it says on standard error.
-func (r *running) Write(p []byte) (int, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.stderr.Write(p)
-}
-
-func (r *running) said() string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.stderr.String()
-}
+func (r *running) said() string { return r.stderr.String() }
 
 func flatctl(t *testing.T, args ...string) *running {
 	t.Helper()
@@ -114,7 +101,7 @@ func flatctl(t *testing.T, args ...string) *running {
 	root := command()
 	root.SetArgs(args)
 	root.SetOut(writer)
-	root.SetErr(r)
+	root.SetErr(&r.stderr)
 	go func() {
 		r.ended <- root.ExecuteContext(ctx)
 		writer.Close()

@@ -140,6 +140,9 @@ func printStatus(to io.Writer, s *daemon.Status, counters bool) error {
 	if b.Translated+b.NotLooking > 0 {
 		fmt.Fprintf(w, "  unreported:\t%d translated, %d while flatd did not see every packet\n", b.Translated, b.NotLooking)
 	}
+	if b.Paused > 0 {
+		fmt.Fprintf(w, "  not begun:\t%d while an interface was being attached\n", b.Paused)
+	}
 	fmt.Fprintf(w, "  reported:\t%d finished, %d timed out, %d late, %d though the table was full\n", b.Finished, b.TimedOut, b.Late, b.Rescued)
 	fmt.Fprintf(w, "  of these:\t%d filtered by result, %d below min_duration, %d sampled out, %d lost, the rest read\n",
 		b.ResultOut, b.TooFast, b.SampledOut, b.RingFull)
