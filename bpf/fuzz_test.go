@@ -12,7 +12,7 @@ import (
 	"github.com/gopacket/gopacket/layers"
 	"golang.org/x/sys/unix"
 
-	"github.com/flatd/flatd/bpf/testbed"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 // FuzzPackets has sequences of packets pass the four programs. None may come

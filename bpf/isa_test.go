@@ -17,7 +17,7 @@ import (
 	"github.com/cilium/ebpf/rlimit"
 	"github.com/gopacket/gopacket/layers"
 
-	"github.com/flatd/flatd/bpf/testbed"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 //go:embed flat510_bpfel.o flat510_bpfeb.o

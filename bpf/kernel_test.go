@@ -13,8 +13,8 @@ import (
 
 	"github.com/cilium/ebpf"
 
-	"github.com/flatd/flatd/bpf/testbed"
 	"github.com/flatd/flatd/flows"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 // kernel is a State of the test's own. Packets are run through its programs one

@@ -4,7 +4,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/flatd/flatd/bpf/testbed"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 // The marks are what counts, also where a daemon was killed before it released the ring.

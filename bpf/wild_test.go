@@ -7,9 +7,9 @@ import (
 	"testing"
 	"unsafe"
 
-	"github.com/flatd/flatd/bpf/testbed/tshark"
-	"github.com/flatd/flatd/bpf/testbed/wild"
 	"github.com/flatd/flatd/flows"
+	"github.com/flatd/flatd/packaging/testbed/tshark"
+	"github.com/flatd/flatd/packaging/testbed/wild"
 )
 
 // TestCapturesFromTheWild runs the packets of captures that others made through

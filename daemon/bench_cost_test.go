@@ -5,8 +5,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/flatd/flatd/bpf/testbed"
 	"github.com/flatd/flatd/outputs"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 // BenchmarkThroughput has as much go as goes, connections, one stream and small

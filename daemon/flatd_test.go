@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"github.com/flatd/flatd/bpf"
-	"github.com/flatd/flatd/bpf/testbed"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 // patience bounds every wait for something that has to happen. It is no

@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"github.com/flatd/flatd/bpf"
-	"github.com/flatd/flatd/bpf/testbed"
 	"github.com/flatd/flatd/flows"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 // TestHistogramBuckets: those of events are the kernel's.

@@ -21,8 +21,8 @@ import (
 	"github.com/prometheus/common/expfmt"
 
 	"github.com/flatd/flatd/bpf"
-	"github.com/flatd/flatd/bpf/testbed"
 	"github.com/flatd/flatd/flows"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 // What Prometheus asks for: with native histograms, and without.

@@ -17,8 +17,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
 
-	"github.com/flatd/flatd/bpf/testbed"
-	"github.com/flatd/flatd/bpf/testbed/broker"
+	"github.com/flatd/flatd/packaging/testbed"
+	"github.com/flatd/flatd/packaging/testbed/broker"
 )
 
 // startNATS runs a NATS server in a host's namespace.

@@ -18,7 +18,7 @@ import (
 	"github.com/cilium/ebpf/features"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/flatd/flatd/bpf/testbed"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 // hierarchy is a slice of cgroups of the test's own, in which processes run as

@@ -6,7 +6,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/flatd/flatd/bpf/testbed"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 // refusedByVerifier are the edits of a release whose usual programs a verifier refuses:

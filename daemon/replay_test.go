@@ -7,9 +7,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/flatd/flatd/bpf/testbed"
-	"github.com/flatd/flatd/bpf/testbed/tshark"
-	"github.com/flatd/flatd/bpf/testbed/wild"
+	"github.com/flatd/flatd/packaging/testbed"
+	"github.com/flatd/flatd/packaging/testbed/tshark"
+	"github.com/flatd/flatd/packaging/testbed/wild"
 )
 
 // TestReplayedCapture records real traffic, then puts its packets on the wire

@@ -21,8 +21,8 @@ import (
 
 	"github.com/quic-go/quic-go"
 
-	"github.com/flatd/flatd/bpf/testbed"
-	"github.com/flatd/flatd/bpf/testbed/tshark"
+	"github.com/flatd/flatd/packaging/testbed"
+	"github.com/flatd/flatd/packaging/testbed/tshark"
 )
 
 const (

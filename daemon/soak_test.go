@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/flatd/flatd/bpf"
-	"github.com/flatd/flatd/bpf/testbed"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 // soakVariable makes a long run of the tests that repeat something: how often

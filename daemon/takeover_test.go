@@ -8,7 +8,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/flatd/flatd/bpf/testbed"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 func isLoss(e event) bool { return e.Event.Action == "loss" }

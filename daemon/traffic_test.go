@@ -10,7 +10,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/flatd/flatd/bpf/testbed"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 // The traffic of the tests: every kind, both families, answered, refused and

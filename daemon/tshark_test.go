@@ -9,8 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/flatd/flatd/bpf/testbed"
-	"github.com/flatd/flatd/bpf/testbed/tshark"
+	"github.com/flatd/flatd/packaging/testbed"
+	"github.com/flatd/flatd/packaging/testbed/tshark"
 )
 
 func onSide(side string) func(event) bool {

@@ -23,7 +23,7 @@ import (
 	"github.com/gopacket/gopacket/layers"
 	"golang.org/x/sys/unix"
 
-	"github.com/flatd/flatd/bpf/testbed"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 // The ways in which a process can be sent every packet of an interface.

@@ -8,9 +8,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/flatd/flatd/bpf/testbed"
-	"github.com/flatd/flatd/bpf/testbed/tshark"
-	"github.com/flatd/flatd/bpf/testbed/wild"
+	"github.com/flatd/flatd/packaging/testbed"
+	"github.com/flatd/flatd/packaging/testbed/tshark"
+	"github.com/flatd/flatd/packaging/testbed/wild"
 )
 
 // A capture of more packets than this takes too long.

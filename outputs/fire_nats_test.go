@@ -15,7 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/flatd/flatd/bpf/testbed/broker"
+	"github.com/flatd/flatd/packaging/testbed/broker"
 )
 
 // everything is a stream that takes all of flatd's subjects. A restart takes

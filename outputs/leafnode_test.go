@@ -13,7 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/flatd/flatd/bpf/testbed/broker"
+	"github.com/flatd/flatd/packaging/testbed/broker"
 )
 
 // leafnodeFile is one of those that scale.md tells of.

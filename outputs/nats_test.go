@@ -10,8 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/flatd/flatd/bpf/testbed/broker"
 	"github.com/flatd/flatd/flows"
+	"github.com/flatd/flatd/packaging/testbed/broker"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"

@@ -15,7 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
 
-	"github.com/flatd/flatd/bpf/testbed/broker"
+	"github.com/flatd/flatd/packaging/testbed/broker"
 )
 
 const echoSubject = "srv.flatd.web1_example_com.echo"

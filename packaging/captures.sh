@@ -3,7 +3,7 @@
 #
 # usage: captures.sh
 #
-# Fetches the captures that the tests replay (bpf/testbed/wild reads them): those
+# Fetches the captures that the tests replay (packaging/testbed/wild reads them): those
 # which the sources of the packages below carry for tests of their own, in
 # whatever version Debian offers; apt verifies its signature. Of no more use
 # than that, they are kept in the user's cache, and none is part of flatd. Does

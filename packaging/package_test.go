@@ -12,9 +12,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/flatd/flatd/bpf/testbed"
 	"github.com/flatd/flatd/daemon"
 	"github.com/flatd/flatd/packaging"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 // packages are the deb and the rpm of amd64, built by `make package`.

@@ -19,7 +19,7 @@ import (
 
 	"github.com/vishvananda/netns"
 
-	"github.com/flatd/flatd/bpf/testbed"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 // patience bounds every wait for something that takes milliseconds.

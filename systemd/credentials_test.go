@@ -11,7 +11,7 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 
-	"github.com/flatd/flatd/bpf/testbed/broker"
+	"github.com/flatd/flatd/packaging/testbed/broker"
 )
 
 // credentialsDirectory is where systemd puts what LoadCredential= names.

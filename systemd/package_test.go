@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/flatd/flatd/bpf/testbed"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 // TestPackage leads the Debian package through its life: installed by apt,

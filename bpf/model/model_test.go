@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/flatd/flatd/bpf/testbed"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 // codeNamesSafeguards: the code has to name each safeguard where it is.

@@ -5,7 +5,7 @@ import (
 	"net"
 	"time"
 
-	"github.com/flatd/flatd/bpf/testbed"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 // asking is a client with questions of every kind, some of which are answered

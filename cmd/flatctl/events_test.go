@@ -13,8 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/flatd/flatd/bpf/testbed"
 	"github.com/flatd/flatd/flows"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 // TestEventsOverARestart: who follows is told once that flatd has gone, and then

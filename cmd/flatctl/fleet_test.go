@@ -14,10 +14,10 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 
-	"github.com/flatd/flatd/bpf/testbed"
-	"github.com/flatd/flatd/bpf/testbed/broker"
 	"github.com/flatd/flatd/daemon"
 	"github.com/flatd/flatd/flows"
+	"github.com/flatd/flatd/packaging/testbed"
+	"github.com/flatd/flatd/packaging/testbed/broker"
 )
 
 // doorway lets those in a host's namespace reach a server of this process, on

@@ -17,10 +17,10 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/flatd/flatd/bpf/testbed"
-	"github.com/flatd/flatd/bpf/testbed/broker"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/outputs"
+	"github.com/flatd/flatd/packaging/testbed"
+	"github.com/flatd/flatd/packaging/testbed/broker"
 )
 
 // patience bounds every wait for something that has to happen.

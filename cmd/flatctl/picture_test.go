@@ -16,7 +16,7 @@ import (
 
 	"github.com/charmbracelet/x/ansi"
 
-	"github.com/flatd/flatd/bpf/testbed"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 // TestPictures: what the README shows of top and histogram is what they show. With

@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/flatd/flatd/bpf/testbed"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 // tmux is a real terminal with a program in it.

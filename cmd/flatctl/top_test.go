@@ -12,8 +12,8 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/flatd/flatd/bpf/testbed"
 	"github.com/flatd/flatd/flows"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 // refuse connects to a port that nobody listens on.

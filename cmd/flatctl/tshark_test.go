@@ -11,9 +11,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/flatd/flatd/bpf/testbed/tshark"
 	"github.com/flatd/flatd/daemon"
 	"github.com/flatd/flatd/flows"
+	"github.com/flatd/flatd/packaging/testbed/tshark"
 )
 
 // figures are tshark's of some exchanges.

@@ -10,9 +10,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/flatd/flatd/bpf/testbed"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/packaging"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 var update = flag.Bool("update", false, "rewrite the parts that are made from the code")

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/flatd/flatd/bpf/testbed"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 // patience is what a test gives tcpdump; it is not what anything takes.

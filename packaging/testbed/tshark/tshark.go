@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/flatd/flatd/bpf/testbed"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 // dissected are the protocols that tshark is to know. All others are disabled:

@@ -4,7 +4,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/flatd/flatd/bpf/testbed"
+	"github.com/flatd/flatd/packaging/testbed"
 )
 
 // TestTheLoadKnowsWhatItMade: every kind, both ways, with the answer that was planned.
