@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/flatd/flatd/daemon/config"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/packaging/testbed"
 )
@@ -311,7 +312,7 @@ type hall struct {
 
 func newHall(t *testing.T, l limits) *hall {
 	t.Helper()
-	h := &hall{Daemon: &Daemon{config: Defaults(), recent: newRecent(), host: flows.Host{Name: "h"}, log: slog.New(slog.DiscardHandler)}, socket: filepath.Join(t.TempDir(), "s")}
+	h := &hall{Daemon: &Daemon{config: config.Defaults(), recent: newRecent(), host: flows.Host{Name: "h"}, log: slog.New(slog.DiscardHandler)}, socket: filepath.Join(t.TempDir(), "s")}
 	h.door = newDoor(l, h.log)
 	listener, err := net.Listen("unix", h.socket)
 	if err != nil {

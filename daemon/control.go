@@ -101,7 +101,7 @@ func refuse(w http.ResponseWriter, code int, err error) {
 }
 
 func (d *Daemon) serveConfig(w http.ResponseWriter, r *http.Request) {
-	table := d.current().table()
+	table := d.current().Table()
 	if r.URL.Query().Get("format") != "toml" {
 		answer(w, table, nil)
 		return

@@ -20,6 +20,7 @@ import (
 
 	"github.com/flatd/flatd/bpf"
 	"github.com/flatd/flatd/daemon/cgroups"
+	"github.com/flatd/flatd/daemon/config"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/outputs"
 )
@@ -51,7 +52,7 @@ type Daemon struct {
 
 	reloading   sync.Mutex // one reload at a time
 	mu          sync.Mutex // guards what follows
-	config      Config
+	config      config.Config
 	natsService *outputs.NATSService // nil: none
 }
 
@@ -67,15 +68,15 @@ var ErrConfig = errors.New("bad configuration")
 // Run is flatd from start to stop, which is when ctx ends. What it measured
 // until then is delivered; the programs stay and go on measuring.
 func Run(ctx context.Context, options Options) (err error) {
-	config, err := Load(options.ConfigPath)
+	loaded, err := config.Load(options.ConfigPath)
 	if err != nil {
 		return fmt.Errorf("%w:\n%w", ErrConfig, err)
 	}
-	d := &Daemon{options: options, log: options.Log, config: config, started: time.Now()}
+	d := &Daemon{options: options, log: options.Log, config: loaded, started: time.Now()}
 	if d.host, err = flows.LocalHost(); err != nil {
 		return err
 	}
-	if d.service, err = openService(config.Socket, d.log); err != nil {
+	if d.service, err = openService(loaded.Socket, d.log); err != nil {
 		return err
 	}
 	defer d.service.close()
@@ -153,7 +154,7 @@ func (d *Daemon) run(ctx context.Context) error {
 	run("readiness", func(ctx context.Context) error { return d.service.report(ctx, d) })
 
 	err = tasks.Wait()
-	d.serveNATS(NATS{})
+	d.serveNATS(config.NATS{})
 	return errors.Join(err, d.stop())
 }
 
@@ -215,7 +216,7 @@ func (d *Daemon) stop() error {
 }
 
 // current returns the configuration in force.
-func (d *Daemon) current() Config {
+func (d *Daemon) current() config.Config {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.config
@@ -230,40 +231,40 @@ func (d *Daemon) Reload() error {
 	defer d.service.reloaded()
 
 	old := d.current()
-	config, err := Load(d.options.ConfigPath)
+	loaded, err := config.Load(d.options.ConfigPath)
 	if err != nil {
 		return fmt.Errorf("%w, nothing changed:\n%w", ErrConfig, err)
 	}
-	if config.PinPath != old.PinPath || config.Socket != old.Socket {
+	if loaded.PinPath != old.PinPath || loaded.Socket != old.Socket {
 		return fmt.Errorf("%w, nothing changed: pin_path and socket need a restart (`systemctl restart flatd`)", ErrConfig)
 	}
-	queues, err := d.makeQueues(config, &old)
+	queues, err := d.makeQueues(loaded, &old)
 	if err != nil {
 		return fmt.Errorf("%w, nothing changed: %w", ErrConfig, err)
 	}
-	if err := d.pipeline.configure(config); err != nil {
+	if err := d.pipeline.configure(loaded); err != nil {
 		return fmt.Errorf("apply the configuration: %w", err)
 	}
-	if err := d.pipeline.renewLease(config.KeepFor); err != nil {
+	if err := d.pipeline.renewLease(loaded.KeepFor); err != nil {
 		return err
 	}
 	d.fanout.Replace(queues)
-	if config.Outputs.NATS != old.Outputs.NATS {
-		d.serveNATS(config.Outputs.NATS)
+	if loaded.Outputs.NATS != old.Outputs.NATS {
+		d.serveNATS(loaded.Outputs.NATS)
 	}
 	d.mu.Lock()
-	d.config = config
+	d.config = loaded
 	d.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), reloadTime)
 	defer cancel()
-	d.links.configure(ctx, config)
+	d.links.configure(ctx, loaded)
 	d.log.Info("configuration reloaded", "file", d.options.ConfigPath)
 	d.pipeline.status(flows.ActionConfig, flows.Interface{}, "configuration reloaded")
 	return nil
 }
 
 // settings is what the kernel is told of a configuration.
-func settings(c Config) bpf.Settings {
+func settings(c config.Config) bpf.Settings {
 	s := bpf.Settings{
 		UDPIdle:     c.Measure.UDPInterval,
 		Timeout:     c.Measure.Timeout,

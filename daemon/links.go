@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/flatd/flatd/bpf"
+	"github.com/flatd/flatd/daemon/config"
 	"github.com/flatd/flatd/flows"
 )
 
@@ -27,7 +28,7 @@ type links struct {
 	pipeline *pipeline
 	log      *slog.Logger
 
-	config  atomic.Pointer[Config]
+	config  atomic.Pointer[config.Config]
 	changed chan chan struct{} // config is new; close what comes when it is in force
 	ready   chan struct{}      // closed when the interfaces there are have been attached
 	beat    atomic.Int64       // unix seconds of the last reconciliation
@@ -54,7 +55,7 @@ const (
 
 // newLinks takes how often to reconcile when nothing has changed, 0 for the
 // default.
-func newLinks(state *bpf.State, p *pipeline, c Config, every time.Duration, log *slog.Logger) *links {
+func newLinks(state *bpf.State, p *pipeline, c config.Config, every time.Duration, log *slog.Logger) *links {
 	if every == 0 {
 		every = reconcileEvery
 	}
@@ -71,7 +72,7 @@ func newLinks(state *bpf.State, p *pipeline, c Config, every time.Duration, log 
 
 // configure makes c the wish and returns when the interfaces are as it says,
 // as far as they can be, or ctx ends.
-func (l *links) configure(ctx context.Context, c Config) {
+func (l *links) configure(ctx context.Context, c config.Config) {
 	l.config.Store(&c)
 	done := make(chan struct{})
 	select {
@@ -142,8 +143,8 @@ func settle(ctx context.Context, took time.Duration) {
 // it has put something back a short time ago: two that put themselves back would
 // keep each other busy.
 func (l *links) reconcile(thorough bool) error {
-	config := l.config.Load()
-	devices, err := listDevices(slices.Contains(config.Interfaces, "auto"))
+	c := l.config.Load()
+	devices, err := listDevices(slices.Contains(c.Interfaces, "auto"))
 	if err != nil {
 		return err
 	}
@@ -152,17 +153,17 @@ func (l *links) reconcile(thorough bool) error {
 	}
 	l.learnNames(devices)
 	l.state.SetTranslating(translating(devices))
-	l.state.SetMode(bpf.Mode(config.Attach))
-	wanted := wish(devices, config.Interfaces, config.Exclude)
+	l.state.SetMode(bpf.Mode(c.Attach))
+	wanted := wish(devices, c.Interfaces, c.Exclude)
 	l.detachOthers(wanted)
 	failing := make(map[string]string)
 	l.attach(wanted, failing)
-	for _, name := range absent(devices, config.Interfaces) {
+	for _, name := range absent(devices, c.Interfaces) {
 		l.fail(failing, name, "there is no such interface yet")
 	}
 	l.failing.Store(&failing)
 	l.lookAhead()
-	l.tellWish(config, devices, wanted)
+	l.tellWish(c, devices, wanted)
 	l.beat.Store(time.Now().Unix())
 	if l.first {
 		l.first = false
@@ -303,15 +304,15 @@ func (l *links) fail(failing map[string]string, name, reason string) {
 }
 
 // tellWish says once what the configuration names in vain.
-func (l *links) tellWish(config *Config, devices, wanted []device) {
-	noRoute := slices.Contains(config.Interfaces, "auto") && !slices.ContainsFunc(devices, func(d device) bool { return d.Default })
+func (l *links) tellWish(c *config.Config, devices, wanted []device) {
+	noRoute := slices.Contains(c.Interfaces, "auto") && !slices.ContainsFunc(devices, func(d device) bool { return d.Default })
 	if noRoute && !l.noRoute {
 		l.log.Warn("no default route yet, so \"auto\" names no interface; waiting for one")
 	}
 	l.noRoute = noRoute
 	bare := len(wanted) == 0
 	if bare && !l.bare {
-		l.log.Warn("no interface to measure, waiting for one", "interfaces", config.Interfaces, "exclude", config.Exclude)
+		l.log.Warn("no interface to measure, waiting for one", "interfaces", c.Interfaces, "exclude", c.Exclude)
 	}
 	l.bare = bare
 }

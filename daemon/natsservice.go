@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/url"
 
+	"github.com/flatd/flatd/daemon/config"
 	"github.com/flatd/flatd/outputs"
 )
 
@@ -29,7 +30,7 @@ var natsEndpoints = []struct {
 
 // serveNATS has requests answered over NATS as c says, and no longer as before.
 // Trouble with it is told and holds up nothing.
-func (d *Daemon) serveNATS(c NATS) {
+func (d *Daemon) serveNATS(c config.NATS) {
 	service, err := d.openNATSService(c)
 	if err != nil {
 		d.refusedNATS(err)
@@ -44,7 +45,7 @@ func (d *Daemon) serveNATS(c NATS) {
 }
 
 // openNATSService returns nil if there is to be none.
-func (d *Daemon) openNATSService(c NATS) (*outputs.NATSService, error) {
+func (d *Daemon) openNATSService(c config.NATS) (*outputs.NATSService, error) {
 	if c.URL == "" || !c.Service {
 		return nil, nil
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/flatd/flatd/bpf"
 	"github.com/flatd/flatd/daemon/cgroups"
+	"github.com/flatd/flatd/daemon/config"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/outputs"
 )
@@ -41,8 +42,8 @@ type pipeline struct {
 	owners *cgroups.Tree
 
 	mu      sync.Mutex // held by who works with the state: sweep, configure, renewLease
-	measure atomic.Pointer[Measure]
-	filter  atomic.Pointer[Filter]
+	measure atomic.Pointer[config.Measure]
+	filter  atomic.Pointer[config.Filter]
 
 	inFlight inFlight      // for the goroutine of run alone, as are the next three
 	pause    time.Duration // how long records gather
@@ -93,7 +94,7 @@ const (
 	roomEvery      = time.Millisecond
 )
 
-func newPipeline(state *bpf.State, reader *bpf.Reader, fanout *outputs.Fanout, recent *recent, owners *cgroups.Tree, c Config, log *slog.Logger) *pipeline {
+func newPipeline(state *bpf.State, reader *bpf.Reader, fanout *outputs.Fanout, recent *recent, owners *cgroups.Tree, c config.Config, log *slog.Logger) *pipeline {
 	marks := state.Marks()
 	p := &pipeline{
 		state: state, reader: reader, fanout: fanout, recent: recent, owners: owners,
@@ -367,7 +368,7 @@ func (p *pipeline) drain(ctx context.Context) error {
 	return errors.Join(err, p.fanout.Drain(now), p.commit())
 }
 
-func (p *pipeline) configure(c Config) error {
+func (p *pipeline) configure(c config.Config) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.state.Apply(settings(c)); err != nil {

@@ -6,12 +6,13 @@ import (
 
 	"github.com/coreos/go-systemd/v22/journal"
 
+	"github.com/flatd/flatd/daemon/config"
 	"github.com/flatd/flatd/outputs"
 )
 
 // makeQueues makes the outputs that c asks for, each behind its queue. With
 // the configuration that was in force so far, what it left unchanged goes on.
-func (d *Daemon) makeQueues(c Config, old *Config) (queues []*outputs.Queue, err error) {
+func (d *Daemon) makeQueues(c config.Config, old *config.Config) (queues []*outputs.Queue, err error) {
 	add := func(name string, capacity int, unchanged bool, open func() (outputs.Output, error)) {
 		if err != nil {
 			return
@@ -29,7 +30,7 @@ func (d *Daemon) makeQueues(c Config, old *Config) (queues []*outputs.Queue, err
 		}
 		queues = append(queues, outputs.NewQueue(output, capacity, d.outputChanged))
 	}
-	o, was := c.Outputs, Outputs{}
+	o, was := c.Outputs, config.Outputs{}
 	if old != nil {
 		was = old.Outputs
 	}
@@ -58,7 +59,7 @@ func (d *Daemon) journald() bool {
 	return false
 }
 
-func (d *Daemon) openJournald(c Journald) (outputs.Output, error) {
+func (d *Daemon) openJournald(c config.Journald) (outputs.Output, error) {
 	return outputs.NewJournal(outputs.JournalOptions{
 		Host: &d.host, Profile: c.Profile, NoObjectUnit: !c.ObjectUnit,
 		SuccessRate: c.SuccessesPerSecond, SuccessBurst: c.SuccessesBurst,
@@ -66,11 +67,11 @@ func (d *Daemon) openJournald(c Journald) (outputs.Output, error) {
 	})
 }
 
-func (d *Daemon) openNATS(c NATS) (outputs.Output, error) {
+func (d *Daemon) openNATS(c config.NATS) (outputs.Output, error) {
 	return outputs.NewNATS(d.natsOptions(c))
 }
 
-func (d *Daemon) natsOptions(c NATS) outputs.NATSOptions {
+func (d *Daemon) natsOptions(c config.NATS) outputs.NATSOptions {
 	return outputs.NATSOptions{
 		Host: &d.host, URL: c.URL, Subject: c.Subject, Mode: c.Mode,
 		Credentials: c.Credentials, NKey: c.NKey, Token: c.Token, User: c.User, Password: c.Password,
@@ -78,7 +79,7 @@ func (d *Daemon) natsOptions(c NATS) outputs.NATSOptions {
 	}
 }
 
-func (d *Daemon) openStdout(c Stdout) (outputs.Output, error) {
+func (d *Daemon) openStdout(c config.Stdout) (outputs.Output, error) {
 	return outputs.NewStdout(outputs.StdoutOptions{
 		Host: &d.host, Writer: os.Stdout, Format: c.Format, Color: outputs.UseColor(os.Stdout),
 	})

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/flatd/flatd/bpf"
+	"github.com/flatd/flatd/daemon/config"
 	"github.com/flatd/flatd/packaging/testbed"
 )
 
@@ -221,7 +222,7 @@ func TestTheDeadMansSwitch(t *testing.T) {
 	}
 	defer state.Close()
 	until, now := state.Lease(), bpf.BootTime()
-	if keep := uint64(Defaults().KeepFor); until > now+keep || until+uint64(patience) < now+keep {
+	if keep := uint64(config.Defaults().KeepFor); until > now+keep || until+uint64(patience) < now+keep {
 		t.Errorf("the lease ends in %s, want keep_for or a little less", time.Duration(until-now))
 	}
 	state.RenewLease(now - 1)

@@ -6,6 +6,7 @@ import (
 
 	"github.com/HdrHistogram/hdrhistogram-go"
 
+	"github.com/flatd/flatd/daemon/config"
 	"github.com/flatd/flatd/flows"
 )
 
@@ -16,7 +17,7 @@ import (
 //
 // It holds 26 kB for each kind and side, and the table of destinations.
 type summarizer struct {
-	wanted atomic.Pointer[Summary]
+	wanted atomic.Pointer[config.Summary]
 	latest atomic.Pointer[[]flows.Event]
 
 	interval     time.Duration // 0: does not count
@@ -38,7 +39,7 @@ type accounts struct {
 	resultOut, tooFast, sampledOut, ringFull, halfOpen uint64 // by the kernel; the first also of timeouts
 }
 
-func newSummarizer(c Summary) *summarizer {
+func newSummarizer(c config.Summary) *summarizer {
 	s := &summarizer{destinations: newDestinations()}
 	s.configure(c)
 	s.latest.Store(new([]flows.Event))
@@ -47,7 +48,7 @@ func newSummarizer(c Summary) *summarizer {
 
 // configure takes another configuration. A change of the interval ends the one
 // that is running. It may be called from any goroutine.
-func (s *summarizer) configure(c Summary) { s.wanted.Store(&c) }
+func (s *summarizer) configure(c config.Summary) { s.wanted.Store(&c) }
 
 // finished is what the latest interval that is over came to, nothing if none
 // is. It may be called from any goroutine; nobody changes the events.

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/flatd/flatd/daemon/config"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/packaging/testbed"
 )
@@ -18,7 +19,7 @@ var noon = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 
 // newRunning returns a summarizer whose interval of a minute began at noon.
 func newRunning(named int) *summarizer {
-	s := newSummarizer(Summary{Interval: time.Minute, Destinations: named})
+	s := newSummarizer(config.Summary{Interval: time.Minute, Destinations: named})
 	s.finish(noon, accounts{})
 	return s
 }
@@ -223,12 +224,12 @@ func TestSummaryIntervals(t *testing.T) {
 // A change of the interval ends the one that runs, and none is none.
 func TestSummaryConfigured(t *testing.T) {
 	s := newRunning(0)
-	s.configure(Summary{Interval: time.Minute, Destinations: 3})
+	s.configure(config.Summary{Interval: time.Minute, Destinations: 3})
 	if s.due(noon) {
 		t.Error("due, though the interval is the same")
 	}
 	s.add(handshake("192.0.2.2:443", time.Second))
-	s.configure(Summary{})
+	s.configure(config.Summary{})
 	if !s.due(noon) {
 		t.Error("not due, though there are to be no intervals")
 	}
@@ -239,7 +240,7 @@ func TestSummaryConfigured(t *testing.T) {
 	if s.due(noon.Add(time.Hour)) {
 		t.Error("due without intervals")
 	}
-	s.configure(Summary{Interval: time.Hour})
+	s.configure(config.Summary{Interval: time.Hour})
 	if events := s.finish(noon, accounts{withheld: 1}); len(events) != 0 {
 		t.Errorf("while there were no intervals: %+v", events)
 	}

@@ -4,7 +4,7 @@ import (
 	"os"
 	"testing"
 
-	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/config"
 )
 
 // TestDevConfig: `make run` gets a configuration that is valid, and that keeps
@@ -14,12 +14,12 @@ func TestDevConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config, err := daemon.Parse(daemon.File{Name: "dev.toml", Text: string(text)})
+	dev, err := config.Parse(config.File{Name: "dev.toml", Text: string(text)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defaults := daemon.Defaults()
-	if config.PinPath == defaults.PinPath || config.Socket == defaults.Socket {
-		t.Errorf("pins in %s and listens on %s, as an installed flatd does", config.PinPath, config.Socket)
+	defaults := config.Defaults()
+	if dev.PinPath == defaults.PinPath || dev.Socket == defaults.Socket {
+		t.Errorf("pins in %s and listens on %s, as an installed flatd does", dev.PinPath, dev.Socket)
 	}
 }

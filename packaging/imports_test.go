@@ -22,14 +22,20 @@ var mayImport = map[string]map[string]string{
 	"daemon/cgroups": {
 		"flows": "the owner of a cgroup is a part of an event",
 	},
+	"daemon/config": {
+		"flows":   "which kinds, sides and results there are",
+		"outputs": "which subjects are valid",
+	},
 	"daemon": {
 		"bpf":            "it has the programs measure, and reads what they report",
 		"daemon/cgroups": "it names who asked",
+		"daemon/config":  "it does as it says",
 		"flows":          "it makes events of records",
 		"outputs":        "it hands events to them",
 	},
 	"cmd/flatd": {
-		"daemon": "it is one",
+		"daemon":        "it is one",
+		"daemon/config": "it checks a configuration without running",
 	},
 	"cmd/flatctl/top": {
 		"flows": "it counts events",
@@ -37,7 +43,8 @@ var mayImport = map[string]map[string]string{
 	"cmd/flatctl": {
 		"bpf":             "detach and the doctor work without a daemon",
 		"cmd/flatctl/top": "one of its commands",
-		"daemon":          "what the control socket says, and the configuration",
+		"daemon":          "what the control socket says",
+		"daemon/config":   "it checks and shows it, and finds the socket",
 		"flows":           "it prints events",
 		"outputs":         "it connects to NATS and knows a terminal as flatd does",
 		"packaging":       "it prints the configuration file that is installed",

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/config"
 	"github.com/flatd/flatd/packaging"
 	"github.com/flatd/flatd/packaging/testbed"
 )
@@ -272,14 +272,14 @@ func TestExamples(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, example := range examples {
-		if _, err := daemon.Load(example); err != nil {
+		if _, err := config.Load(example); err != nil {
 			t.Error(err)
 		}
 		if err := os.WriteFile(filepath.Join(main+".d", filepath.Base(example)), []byte(readFile(t, example)), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := daemon.Load(main); err != nil {
+	if _, err := config.Load(main); err != nil {
 		t.Error(err)
 	}
 }

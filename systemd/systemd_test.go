@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/config"
 	"github.com/flatd/flatd/flows"
 )
 
@@ -103,7 +104,7 @@ func TestCatalogIsNarrow(t *testing.T) {
 }
 
 func TestUnitsAgreeWithTheCode(t *testing.T) {
-	defaults := daemon.Defaults()
+	defaults := config.Defaults()
 
 	service := readUnit(t, "flatd.service")
 	service.want(t, "Service.ReadWritePaths", "-"+defaults.PinPath)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/flatd/flatd/bpf"
 	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/config"
 	"github.com/flatd/flatd/packaging"
 )
 
@@ -28,11 +29,11 @@ func configCommand(c *client) *cobra.Command {
   flatctl config check ./flatd.toml`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			path := daemon.DefaultPath
+			path := config.DefaultPath
 			if len(args) == 1 {
 				path = args[0]
 			}
-			if _, err := daemon.Load(path); err != nil {
+			if _, err := config.Load(path); err != nil {
 				return fmt.Errorf("%w:\n%w", daemon.ErrConfig, err)
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: good\n", path)
@@ -64,7 +65,7 @@ func configCommand(c *client) *cobra.Command {
 }
 
 func detachCommand() *cobra.Command {
-	var config string
+	var path string
 	cmd := &cobra.Command{
 		Use:   "detach",
 		Short: "Remove everything of flatd's from the kernel",
@@ -76,13 +77,13 @@ Stopping flatd alone leaves the programs in place, so that measuring goes on.`,
 		Example: `  systemctl stop flatd && flatctl detach
   flatctl detach --config ./flatd.toml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			path := daemon.Defaults().PinPath
-			if c, err := daemon.Load(config); err == nil {
-				path = c.PinPath
+			pins := config.Defaults().PinPath
+			if c, err := config.Load(path); err == nil {
+				pins = c.PinPath
 			} else {
-				fmt.Fprintf(os.Stderr, "flatctl: %v\nflatctl: using the default pin_path %s\n", err, path)
+				fmt.Fprintf(os.Stderr, "flatctl: %v\nflatctl: using the default pin_path %s\n", err, pins)
 			}
-			removed, err := bpf.Remove(path)
+			removed, err := bpf.Remove(pins)
 			for _, what := range removed {
 				fmt.Fprintf(cmd.OutOrStdout(), "removed %s\n", what)
 			}
@@ -90,11 +91,11 @@ Stopping flatd alone leaves the programs in place, so that measuring goes on.`,
 				return fmt.Errorf("detach: %w", err)
 			}
 			if len(removed) == 0 {
-				fmt.Fprintln(cmd.OutOrStdout(), "nothing of flatd's below "+path)
+				fmt.Fprintln(cmd.OutOrStdout(), "nothing of flatd's below "+pins)
 			}
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&config, "config", daemon.DefaultPath, "the configuration `file`, for its pin_path")
+	cmd.Flags().StringVar(&path, "config", config.DefaultPath, "the configuration `file`, for its pin_path")
 	return cmd
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/flatd/flatd/bpf"
 	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/config"
 )
 
 // finding is what the doctor says of one thing.
@@ -28,16 +29,16 @@ type finding struct {
 }
 
 func doctorCommand(c *client) *cobra.Command {
-	var config string
+	var path string
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Examine this host: what flatd needs, a verdict each, and the remedy",
 		Example: `  flatctl doctor
   flatctl doctor --config ./flatd.toml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			loaded, configErr := daemon.Load(config)
+			loaded, configErr := config.Load(path)
 			if configErr != nil {
-				loaded = daemon.Defaults()
+				loaded = config.Defaults()
 			}
 			if !cmd.Flags().Changed("socket") {
 				*c.socket = loaded.Socket
@@ -47,7 +48,7 @@ func doctorCommand(c *client) *cobra.Command {
 				examineRights(),
 				examineBPFFS(loaded.PinPath),
 				examineAttach(),
-				examineConfig(config, configErr),
+				examineConfig(path, configErr),
 				examineJournald(loaded),
 				examineNATS(loaded),
 			}
@@ -55,7 +56,7 @@ func doctorCommand(c *client) *cobra.Command {
 			return inFolds(cmd.OutOrStdout(), func(to io.Writer) error { return tellFindings(to, findings) })
 		},
 	}
-	cmd.Flags().StringVar(&config, "config", daemon.DefaultPath, "the configuration `file`, which also names the socket unless --socket does")
+	cmd.Flags().StringVar(&path, "config", config.DefaultPath, "the configuration `file`, which also names the socket unless --socket does")
 	return cmd
 }
 
@@ -154,7 +155,7 @@ func examineConfig(path string, err error) finding {
 	return f
 }
 
-func examineJournald(c daemon.Config) finding {
+func examineJournald(c config.Config) finding {
 	f := finding{what: "journald", verdict: "listening"}
 	switch {
 	case !c.Outputs.Journald.Enabled:
@@ -165,7 +166,7 @@ func examineJournald(c daemon.Config) finding {
 	return f
 }
 
-func examineNATS(c daemon.Config) finding {
+func examineNATS(c config.Config) finding {
 	f := finding{what: "nats", verdict: "no url set"}
 	if c.Outputs.NATS.URL == "" {
 		return f

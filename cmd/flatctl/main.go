@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/config"
 )
 
 // version is set by the linker.
@@ -63,7 +64,7 @@ func command() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.SuggestionsMinimumDistance = 2
-	root.PersistentFlags().StringVar(&socket, "socket", daemon.Defaults().Socket, "`path` of flatd's control socket")
+	root.PersistentFlags().StringVar(&socket, "socket", config.Defaults().Socket, "`path` of flatd's control socket")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w; %w", err, errUsage) })
 	c := &client{socket: &socket}
 	root.AddCommand(

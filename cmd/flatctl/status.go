@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/config"
 )
 
 type statusFlags struct {
@@ -86,7 +87,7 @@ func verdict(s *daemon.Status) error {
 // withState adds what systemd says of flatd to an error, if it is the flatd that
 // systemd runs.
 func (c *client) withState(ctx context.Context, err error) error {
-	if *c.socket != daemon.Defaults().Socket {
+	if *c.socket != config.Defaults().Socket {
 		return err
 	}
 	if state := unitState(ctx); state != "" {

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/config"
 )
 
 // version is set by the linker.
@@ -45,7 +46,7 @@ func exitCode(err error) int {
 }
 
 func command() *cobra.Command {
-	var config string
+	var path string
 	var check bool
 	c := &cobra.Command{
 		Use:   "flatd",
@@ -70,12 +71,12 @@ It runs as a service: systemctl enable --now flatd. Talk to it with flatctl.`,
 		SilenceErrors: true,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if check {
-				return checkConfig(c, config)
+				return checkConfig(c, path)
 			}
-			return run(c.Context(), config)
+			return run(c.Context(), path)
 		},
 	}
-	c.Flags().StringVar(&config, "config", daemon.DefaultPath, "the configuration `file`")
+	c.Flags().StringVar(&path, "config", config.DefaultPath, "the configuration `file`")
 	c.Flags().BoolVar(&check, "check", false, "check the configuration and exit: 0 if it is good, 78 if not")
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w; %w", err, errUsage) })
 	addServer(c)
@@ -83,7 +84,7 @@ It runs as a service: systemctl enable --now flatd. Talk to it with flatctl.`,
 }
 
 func checkConfig(c *cobra.Command, path string) error {
-	if _, err := daemon.Load(path); err != nil {
+	if _, err := config.Load(path); err != nil {
 		return fmt.Errorf("%w:\n%w", daemon.ErrConfig, err)
 	}
 	fmt.Fprintf(c.OutOrStdout(), "%s: good\n", path)
@@ -92,7 +93,7 @@ func checkConfig(c *cobra.Command, path string) error {
 
 // run is flatd until a signal: TERM and INT end it, HUP reloads. After the
 // first signal to end, a second one kills.
-func run(ctx context.Context, config string) error {
+func run(ctx context.Context, path string) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	context.AfterFunc(ctx, stop)
@@ -105,5 +106,5 @@ func run(ctx context.Context, config string) error {
 		return err
 	}
 	defer stopServer()
-	return daemon.Run(ctx, daemon.Options{ConfigPath: config, Version: version, Log: logger(), Hangup: hangup})
+	return daemon.Run(ctx, daemon.Options{ConfigPath: path, Version: version, Log: logger(), Hangup: hangup})
 }

@@ -1,4 +1,6 @@
-package daemon
+// Package config reads the configuration of flatd: its keys, their ranges and defaults, and
+// errors that name file, line and key.
+package config
 
 import (
 	"errors"

@@ -1,4 +1,4 @@
-package daemon
+package config
 
 import (
 	"fmt"
@@ -49,7 +49,7 @@ func TestParseNothing(t *testing.T) {
 
 // Every key there is, none with its default.
 func TestParseEverything(t *testing.T) {
-	text, err := os.ReadFile("testdata/config/everything.toml")
+	text, err := os.ReadFile("testdata/everything.toml")
 	if err != nil {
 		t.Fatal(err)
 	}

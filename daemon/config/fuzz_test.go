@@ -1,4 +1,4 @@
-package daemon
+package config
 
 import (
 	"os"
@@ -14,7 +14,7 @@ import (
 // invariants, or messages that each name the file and can be shown on a
 // terminal.
 func FuzzParse(f *testing.F) {
-	everything, err := os.ReadFile("testdata/config/everything.toml")
+	everything, err := os.ReadFile("testdata/everything.toml")
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package daemon
+package config
 
 import (
 	"encoding/json"
@@ -13,14 +13,14 @@ import (
 
 // What table says is a configuration again, and the same.
 func TestTableIsTheFile(t *testing.T) {
-	everything, err := os.ReadFile("testdata/config/everything.toml")
+	everything, err := os.ReadFile("testdata/everything.toml")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, text := range []string{"", string(everything)} {
 		c := parseConfig(t, text)
 		var b strings.Builder
-		if err := toml.NewEncoder(&b).Encode(c.table()); err != nil {
+		if err := toml.NewEncoder(&b).Encode(c.Table()); err != nil {
 			t.Fatal(err)
 		}
 		if got := parseConfig(t, b.String()); !reflect.DeepEqual(got, c) {
@@ -41,7 +41,7 @@ func TestTableHasEveryKey(t *testing.T) {
 			got = append(got, prefix+name)
 		}
 	}
-	walk("", Defaults().table())
+	walk("", Defaults().Table())
 	for _, k := range newConfigReader().keys {
 		want = append(want, k.name)
 	}
@@ -54,7 +54,7 @@ func TestTableHasEveryKey(t *testing.T) {
 
 // An empty list is shown as one.
 func TestTableAsJSON(t *testing.T) {
-	text, err := json.Marshal(Defaults().table())
+	text, err := json.Marshal(Defaults().Table())
 	if err != nil {
 		t.Fatal(err)
 	}

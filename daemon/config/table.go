@@ -1,4 +1,4 @@
-package daemon
+package config
 
 import (
 	"fmt"
@@ -8,9 +8,9 @@ import (
 	"github.com/flatd/flatd/flows"
 )
 
-// table is the configuration as tables and keys, each value in the form it has
+// Table is the configuration as tables and keys, each value in the form it has
 // in the file. Secrets are not in it: their keys hold paths.
-func (c Config) table() map[string]any {
+func (c Config) Table() map[string]any {
 	return map[string]any{
 		"interfaces": each(c.Interfaces, asIs),
 		"exclude":    each(c.Exclude, asIs),
