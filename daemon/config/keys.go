@@ -38,10 +38,10 @@ const journalRateMax = 1_000_000
 // configKey is one key that a file may have.
 type configKey struct {
 	name string // with its tables: "measure.timeout"
-	set  setter
+	setting
 }
 
-// keysOf lists every key there is, each set to fill its place in c.
+// keysOf lists every key there is, each with its place in c.
 func keysOf(c *Config) []configKey {
 	return slices.Concat(
 		[]configKey{

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"os"
 	"reflect"
-	"slices"
 	"strings"
 	"testing"
 
@@ -26,29 +25,6 @@ func TestTableIsTheFile(t *testing.T) {
 		if got := parseConfig(t, b.String()); !reflect.DeepEqual(got, c) {
 			t.Errorf("got  %+v\nwant %+v\nfrom\n%s", got, c, b.String())
 		}
-	}
-}
-
-func TestTableHasEveryKey(t *testing.T) {
-	var got, want []string
-	var walk func(prefix string, table map[string]any)
-	walk = func(prefix string, table map[string]any) {
-		for name, value := range table {
-			if below, ok := value.(map[string]any); ok {
-				walk(prefix+name+".", below)
-				continue
-			}
-			got = append(got, prefix+name)
-		}
-	}
-	walk("", Defaults().Table())
-	for _, k := range newConfigReader().keys {
-		want = append(want, k.name)
-	}
-	slices.Sort(got)
-	slices.Sort(want)
-	if !slices.Equal(got, want) {
-		t.Errorf("got  %q\nwant %q", got, want)
 	}
 }
 

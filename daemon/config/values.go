@@ -9,24 +9,44 @@ import (
 	"time"
 )
 
-// setter checks the value of a key, as package toml has it, and stores it. Its
-// error says what is wrong, what is wanted, and what may have been meant.
-type setter func(value any) error
+// setting is where the value of a key is kept.
+type setting struct {
+	// set checks a value, as package toml has it, and stores it. Its error says what
+	// is wrong, what is wanted, and what may have been meant.
+	set func(value any) error
+	get func() any // in the form that it has in the file
+}
 
-func boolean(to *bool) setter {
-	return func(value any) error {
+// settingOf is that of a value which needs no more than set to get there.
+func settingOf[T any](to *T, set func(value any) error) setting {
+	return setting{set, func() any { return form(*to) }}
+}
+
+// form is a value as the file has it.
+func form(value any) any {
+	switch v := value.(type) {
+	case time.Duration:
+		return humanDuration(v)
+	case fmt.Stringer:
+		return v.String()
+	}
+	return value
+}
+
+func boolean(to *bool) setting {
+	return settingOf(to, func(value any) error {
 		b, ok := value.(bool)
 		if !ok {
 			return fmt.Errorf("%s is not a boolean: want true or false, without quotes", show(value))
 		}
 		*to = b
 		return nil
-	}
+	})
 }
 
 // text takes a string that check finds nothing wrong with.
-func text(to *string, check func(string) error) setter {
-	return func(value any) error {
+func text(to *string, check func(string) error) setting {
+	return settingOf(to, func(value any) error {
 		s, ok := value.(string)
 		if !ok {
 			return fmt.Errorf("%s is not a string: want one in quotes", show(value))
@@ -36,19 +56,19 @@ func text(to *string, check func(string) error) setter {
 		}
 		*to = s
 		return nil
-	}
+	})
 }
 
 // word takes one of the words.
-func word(to *string, words ...string) setter {
-	return func(value any) error {
+func word(to *string, words ...string) setting {
+	return settingOf(to, func(value any) error {
 		s, ok := value.(string)
 		if !ok || !slices.Contains(words, s) {
 			return notOneOf(value, words)
 		}
 		*to = s
 		return nil
-	}
+	})
 }
 
 func notOneOf(value any, words []string) error {
@@ -63,8 +83,8 @@ func notOneOf(value any, words []string) error {
 }
 
 // integer takes a whole number from least to most.
-func integer[T int | uint32](to *T, least, most T) setter {
-	return func(value any) error {
+func integer[T int | uint32](to *T, least, most T) setting {
+	return settingOf(to, func(value any) error {
 		n, ok := value.(int64)
 		if !ok {
 			return fmt.Errorf("%s is not a whole number: want one from %d to %d, without quotes",
@@ -75,12 +95,12 @@ func integer[T int | uint32](to *T, least, most T) setter {
 		}
 		*to = T(n)
 		return nil
-	}
+	})
 }
 
 // duration takes a time from least to most, such as "250ms".
-func duration(to *time.Duration, least, most time.Duration) setter {
-	return func(value any) error {
+func duration(to *time.Duration, least, most time.Duration) setting {
+	return settingOf(to, func(value any) error {
 		d, err := parseDuration(value)
 		if err != nil {
 			return err
@@ -90,13 +110,13 @@ func duration(to *time.Duration, least, most time.Duration) setter {
 		}
 		*to = d
 		return nil
-	}
+	})
 }
 
 // durationOrZero takes a time from least to most, or none.
-func durationOrZero(to *time.Duration, least, most time.Duration) setter {
+func durationOrZero(to *time.Duration, least, most time.Duration) setting {
 	within := duration(to, least, most)
-	return func(value any) error {
+	return settingOf(to, func(value any) error {
 		d, err := parseDuration(value)
 		if err != nil {
 			return err
@@ -105,11 +125,11 @@ func durationOrZero(to *time.Duration, least, most time.Duration) setter {
 			*to = 0
 			return nil
 		}
-		if err := within(value); err != nil {
+		if err := within.set(value); err != nil {
 			return fmt.Errorf("%w, or \"0s\"", err)
 		}
 		return nil
-	}
+	})
 }
 
 func parseDuration(value any) (time.Duration, error) {
@@ -141,8 +161,8 @@ func humanDuration(d time.Duration) string {
 }
 
 // list takes from least to most different values, each as parse makes it.
-func list[T comparable](to *[]T, least, most int, parse func(any) (T, error)) setter {
-	return func(value any) error {
+func list[T comparable](to *[]T, least, most int, parse func(any) (T, error)) setting {
+	set := func(value any) error {
 		values, ok := value.([]any)
 		if !ok {
 			return fmt.Errorf("%s is not a list: want values in brackets, such as %s", show(value), bracketed(value))
@@ -172,6 +192,13 @@ func list[T comparable](to *[]T, least, most int, parse func(any) (T, error)) se
 		*to = parsed
 		return nil
 	}
+	return setting{set, func() any {
+		all := make([]any, 0, len(*to)) // a list, even if it is empty
+		for _, v := range *to {
+			all = append(all, form(v))
+		}
+		return all
+	}}
 }
 
 // bracketed is what a list that was written without brackets should look like.
