@@ -279,7 +279,7 @@ func settings(c config.Config) bpf.Settings {
 	for _, r := range c.Filter.Ports {
 		s.Ports = append(s.Ports, bpf.PortRange(r))
 	}
-	s.SkipKinds = without([]flows.Kind{flows.KindTCP, flows.KindDNS, flows.KindUDP, flows.KindICMP}, c.Measure.Kinds)
+	s.SkipKinds = without(flows.ExchangeKinds(), c.Measure.Kinds)
 	s.SkipSides = without([]flows.Side{flows.SideClient, flows.SideServer}, c.Measure.Sides)
 	return s
 }

@@ -45,7 +45,7 @@ func (q *HistogramQuery) Set(name string, texts []string) error {
 	}
 	switch name {
 	case "kind":
-		q.kinds, err = oneOf(list, exchangeKinds()...)
+		q.kinds, err = oneOf(list, flows.ExchangeKindNames()...)
 	case "side":
 		q.sides, err = oneOf(list, Sides()...)
 	case "interface":

@@ -28,13 +28,8 @@ func EventFilterNames() []string {
 	return []string{"kind", "side", "result", "from", "to", "peer", "port", "interface", "unit", "slower", "since"}
 }
 
-// Kinds are the names of all kinds of event.
-func Kinds() []string { return append(exchangeKinds(), "status", "summary") }
-
 // Sides are the names of the sides of an exchange.
 func Sides() []string { return []string{flows.SideClient.String(), flows.SideServer.String()} }
-
-func exchangeKinds() []string { return []string{"tcp", "dns", "udp", "icmp"} }
 
 // Set sets a condition. Those of which one of several values must match may have
 // them separated by commas, too. An error says what is allowed, but not of what.
@@ -45,7 +40,7 @@ func (f *EventFilter) Set(name string, texts []string) error {
 	}
 	switch name {
 	case "kind":
-		f.kinds, err = oneOf(list, Kinds()...)
+		f.kinds, err = oneOf(list, flows.KindNames()...)
 	case "side":
 		f.sides, err = oneOf(list, Sides()...)
 	case "result":

@@ -66,7 +66,7 @@ func Decode(record []byte, e *Event) error {
 // checkExchange refuses what is not in the enums of bpf/record.h.
 func (e *Event) checkExchange() error {
 	switch {
-	case e.Kind < KindTCP || e.Kind > KindICMP:
+	case infoOf[e.Kind].kind == 0 || !e.Exchange():
 		return fmt.Errorf("%w: %d", ErrKind, e.Kind)
 	case e.Side != SideClient && e.Side != SideServer:
 		return fmt.Errorf("%w: %d", ErrSide, e.Side)

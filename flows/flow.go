@@ -17,18 +17,10 @@ const (
 
 // protocolNumber returns the IP protocol of an exchange, 0 for a status event.
 func (e *Event) protocolNumber() uint8 {
-	switch e.Kind {
-	case KindTCP:
-		return protocolTCP
-	case KindDNS, KindUDP:
-		return protocolUDP
-	case KindICMP:
-		if e.Source.Addr().Is4() {
-			return protocolICMP
-		}
+	if e.Kind == KindICMP && !e.Source.Addr().Is4() {
 		return protocolICMPv6
 	}
-	return 0
+	return infoOf[e.Kind].protocol
 }
 
 // FlowHash returns flatd.flow_hash: the sum of the FNV-1a hashes of each end

@@ -2,25 +2,6 @@ package flows
 
 import "slices"
 
-// String returns "tcp", "dns", "udp", "icmp", "status" or "summary".
-func (k Kind) String() string {
-	switch k {
-	case KindTCP:
-		return "tcp"
-	case KindDNS:
-		return "dns"
-	case KindUDP:
-		return "udp"
-	case KindICMP:
-		return "icmp"
-	case KindStatus:
-		return "status"
-	case KindSummary:
-		return "summary"
-	}
-	return "unknown"
-}
-
 // String returns "client" or "server".
 func (s Side) String() string {
 	switch s {
@@ -64,25 +45,6 @@ func ResultNames() []string {
 		}
 	}
 	return names
-}
-
-// Dataset returns event.dataset: "flatd.tcp", "flatd.status" and so on.
-func (e *Event) Dataset() string {
-	switch e.Kind {
-	case KindTCP:
-		return "flatd.tcp"
-	case KindDNS:
-		return "flatd.dns"
-	case KindUDP:
-		return "flatd.udp"
-	case KindICMP:
-		return "flatd.icmp"
-	case KindStatus:
-		return "flatd.status"
-	case KindSummary:
-		return "flatd.summary"
-	}
-	return "flatd.unknown"
 }
 
 // Syslog levels (RFC 5424, 6.2.1) of the events.
@@ -138,17 +100,9 @@ func (e *Event) outcome() string {
 
 // action is event.action.
 func (e *Event) action() string {
-	switch e.Kind {
-	case KindTCP:
-		return "tcp-handshake"
-	case KindDNS:
-		return "dns-query"
-	case KindUDP:
-		return "udp-exchange"
-	case KindICMP:
-		return "icmp-echo"
-	}
 	switch {
+	case e.Exchange():
+		return infoOf[e.Kind].action
 	case e.Status != nil:
 		return string(e.Status.Action)
 	case e.Summary != nil:

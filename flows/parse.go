@@ -185,15 +185,6 @@ type summaryDocument struct {
 	Others     uint64 `json:"others"`
 }
 
-// kindsByDataset has the kinds by event.dataset.
-var kindsByDataset = func() map[string]Kind {
-	kinds := make(map[string]Kind)
-	for _, k := range []Kind{KindTCP, KindDNS, KindUDP, KindICMP, KindSummary, KindStatus} {
-		kinds[(&Event{Kind: k}).Dataset()] = k
-	}
-	return kinds
-}()
-
 // duration is one of nanoseconds, the longest there is if that is not enough.
 func duration(ns uint64) time.Duration { return time.Duration(min(ns, math.MaxInt64)) }
 

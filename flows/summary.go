@@ -99,7 +99,7 @@ var summaryFields = []Field{
 	{Path: "flatd.summary.interval", Type: TypeLong, Presence: PresenceSummary,
 		Doc:    "Nanoseconds that a summary is about. It ends at `@timestamp`, and counts what flatd read in it.",
 		number: summary(func(s *Summary) uint64 { return uint64(s.Interval) })},
-	{Path: "flatd.summary.kind", Type: TypeKeyword, Presence: PresenceKnown, Values: []string{"tcp", "dns", "udp", "icmp"},
+	{Path: "flatd.summary.kind", Type: TypeKeyword, Presence: PresenceKnown, Values: ExchangeKindNames(),
 		Doc:   "Kind of the exchanges.",
 		value: summaryText(func(e *Event) string { return e.Summary.Kind.String() })},
 	{Path: "flatd.summary.side", Type: TypeKeyword, Presence: PresenceKnown, Values: []string{"client", "server"},

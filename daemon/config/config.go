@@ -128,7 +128,7 @@ func Defaults() Config {
 		KeepFor:    10 * time.Minute,
 		Socket:     "/run/flatd/control.sock",
 		Measure: Measure{
-			Kinds:       []flows.Kind{flows.KindTCP, flows.KindDNS, flows.KindUDP, flows.KindICMP},
+			Kinds:       flows.ExchangeKinds(),
 			Sides:       []flows.Side{flows.SideClient, flows.SideServer},
 			Timeout:     10 * time.Second,
 			Slow:        time.Second,

@@ -70,14 +70,8 @@ func keysOf(c *Config) []configKey {
 
 func measureKeys(m *Measure) []configKey {
 	return []configKey{
-		{"measure.kinds", list(&m.Kinds, 1, 4, named(
-			meaning[flows.Kind]{"tcp", flows.KindTCP},
-			meaning[flows.Kind]{"dns", flows.KindDNS},
-			meaning[flows.Kind]{"udp", flows.KindUDP},
-			meaning[flows.Kind]{"icmp", flows.KindICMP}))},
-		{"measure.sides", list(&m.Sides, 1, 2, named(
-			meaning[flows.Side]{"client", flows.SideClient},
-			meaning[flows.Side]{"server", flows.SideServer}))},
+		{"measure.kinds", list(&m.Kinds, 1, len(flows.ExchangeKinds()), named(flows.ExchangeKinds()))},
+		{"measure.sides", list(&m.Sides, 1, 2, named([]flows.Side{flows.SideClient, flows.SideServer}))},
 		{"measure.timeout", duration(&m.Timeout, 100*time.Millisecond, 5*time.Minute)},
 		{"measure.slow", duration(&m.Slow, time.Microsecond, 5*time.Minute)},
 		{"measure.udp_interval", duration(&m.UDPInterval, time.Second, time.Hour)},

@@ -209,22 +209,16 @@ func bracketed(value any) string {
 	return `["a", "b"]`
 }
 
-// meaning is what a word in the file stands for.
-type meaning[T any] struct {
-	word  string
-	value T
-}
-
-// named makes a parser of words for a list.
-func named[T any](names ...meaning[T]) func(any) (T, error) {
+// named makes a parser of the names of values, for a list.
+func named[T fmt.Stringer](values []T) func(any) (T, error) {
 	var words []string
-	for _, n := range names {
-		words = append(words, n.word)
+	for _, v := range values {
+		words = append(words, v.String())
 	}
 	return func(value any) (T, error) {
-		for _, n := range names {
-			if value == n.word {
-				return n.value, nil
+		for i, word := range words {
+			if value == word {
+				return values[i], nil
 			}
 		}
 		var none T
