@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -13,8 +14,8 @@ import (
 
 // Bounds of what the programs can be told (settings.h, maps.h).
 const (
-	MaxPortRanges = 16
-	MaxDNSPorts   = 8
+	MaxPortRanges = len(kernelFlatOptions{}.PortRanges)
+	MaxDNSPorts   = len(kernelFlatOptions{}.DnsPorts)
 	MaxNets       = 1024 // half of flat_nets: a reload holds old and new at once
 )
 
@@ -53,6 +54,14 @@ func DNSResult(rcode uint16) Result { return Result(16 + min(rcode, RCodeLast)) 
 
 // PortRange has both its ends included.
 type PortRange struct{ First, Last uint16 }
+
+// String is the range as the configuration has it: "443" or "8000-8999".
+func (r PortRange) String() string {
+	if r.First == r.Last {
+		return strconv.Itoa(int(r.First))
+	}
+	return fmt.Sprintf("%d-%d", r.First, r.Last)
+}
 
 const (
 	remoteNets   = 1 << 1 // SETTING_REMOTE_NETS

@@ -116,3 +116,14 @@ func TestAttachingEndsWithTheNextStart(t *testing.T) {
 		t.Errorf("attaching %d, seed %#x; was %#x", k.shared.Attaching, k.shared.Seed, seed)
 	}
 }
+
+// A reload holds the prefixes of two generations.
+func TestPrefixesHaveRoomTwice(t *testing.T) {
+	spec, err := loadKernel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if room := spec.Maps[kernelMapFlatNets].MaxEntries; room != 2*MaxNets {
+		t.Errorf("room for %d prefixes, want twice %d", room, MaxNets)
+	}
+}

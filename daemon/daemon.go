@@ -274,10 +274,8 @@ func settings(c config.Config) bpf.Settings {
 		DNSPorts:    c.Measure.DNSPorts,
 		Remote:      bpf.Nets{Include: c.Filter.Include, Exclude: c.Filter.Exclude},
 		Local:       bpf.Nets{Include: c.Filter.LocalInclude, Exclude: c.Filter.LocalExclude},
+		Ports:       c.Filter.Ports,
 		SkipResults: unwantedResults(c.Filter.Results),
-	}
-	for _, r := range c.Filter.Ports {
-		s.Ports = append(s.Ports, bpf.PortRange(r))
 	}
 	s.SkipKinds = without(flows.ExchangeKinds(), c.Measure.Kinds)
 	s.SkipSides = without([]flows.Side{flows.SideClient, flows.SideServer}, c.Measure.Sides)

@@ -20,6 +20,14 @@ const (
 	ProfileNotable = "notable" // failures, slow exchanges, status events and summaries
 )
 
+// The budget that a Journal has by default: events a second, and at once after a quiet time.
+const (
+	DefaultSuccessRate  = 10
+	DefaultSuccessBurst = 200
+	DefaultFailureRate  = 200
+	DefaultFailureBurst = 2000
+)
+
 // JournalOptions configure a Journal. A zero field means the default.
 type JournalOptions struct {
 	Host    *flows.Host
@@ -32,8 +40,8 @@ type JournalOptions struct {
 
 	// The budget in events: so many a second, and so many at once after a
 	// quiet time. Failures and slow exchanges have one of their own.
-	SuccessRate, SuccessBurst int // default 10, 200
-	FailureRate, FailureBurst int // default 200, 2000
+	SuccessRate, SuccessBurst int // default DefaultSuccessRate and so on
+	FailureRate, FailureBurst int
 }
 
 // Journal writes events to journald. It speaks the native protocol itself,
@@ -66,8 +74,8 @@ func NewJournal(o JournalOptions) (*Journal, error) {
 		profile:   o.Profile,
 		objects:   !o.NoObjectUnit,
 		socket:    journalSocket{path: o.Socket, fd: -1},
-		successes: newBudget(o.SuccessRate, 10, o.SuccessBurst, 200),
-		failures:  newBudget(o.FailureRate, 200, o.FailureBurst, 2000),
+		successes: newBudget(o.SuccessRate, DefaultSuccessRate, o.SuccessBurst, DefaultSuccessBurst),
+		failures:  newBudget(o.FailureRate, DefaultFailureRate, o.FailureBurst, DefaultFailureBurst),
 	}, nil
 }
 

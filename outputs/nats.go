@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -123,6 +124,9 @@ func (n *NATS) configure() (err error) {
 	return err
 }
 
+// NATSSchemes are those that the URL of a server may have.
+var NATSSchemes = []string{"nats", "tls", "ws", "wss"}
+
 // redact checks the URLs and returns them without passwords.
 func redact(urls string) (string, error) {
 	var servers []string
@@ -135,10 +139,8 @@ func redact(urls string) (string, error) {
 		if err != nil {
 			return "", errors.New("url: is not of the form nats://host:port") // err would show a password
 		}
-		switch u.Scheme {
-		case "nats", "tls", "ws", "wss":
-		default:
-			return "", fmt.Errorf("url: scheme %q: must be nats, tls, ws or wss", u.Scheme)
+		if !slices.Contains(NATSSchemes, u.Scheme) {
+			return "", fmt.Errorf("url: scheme %q: must be one of %s", u.Scheme, strings.Join(NATSSchemes, ", "))
 		}
 		if u.Host == "" {
 			return "", fmt.Errorf("url: %s names no host: write nats://host:port", u.Redacted())

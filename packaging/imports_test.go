@@ -23,6 +23,7 @@ var mayImport = map[string]map[string]string{
 		"flows": "the owner of a cgroup is a part of an event",
 	},
 	"daemon/config": {
+		"bpf":     "how much the programs can be told",
 		"flows":   "which kinds, sides and results there are",
 		"outputs": "which subjects are valid",
 	},

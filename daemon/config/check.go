@@ -8,6 +8,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+
+	"github.com/flatd/flatd/bpf"
 )
 
 // check looks at what no key shows alone: values that contradict each other.
@@ -27,16 +29,16 @@ func (r *configReader) checkPrefixes() {
 	r.checkEnd("filter.include", f.Include, "filter.exclude", f.Exclude)
 	r.checkEnd("filter.local_include", f.LocalInclude, "filter.local_exclude", f.LocalExclude)
 	peers, local := len(f.Include)+len(f.Exclude), len(f.LocalInclude)+len(f.LocalExclude)
-	if peers <= prefixesMax && local <= prefixesMax && peers+local > prefixesMax {
+	if peers <= bpf.MaxNets && local <= bpf.MaxNets && peers+local > bpf.MaxNets {
 		r.complain("filter.local_include", "and filter.local_exclude make %d prefixes together with those of the peers: want at most %d",
-			peers+local, prefixesMax)
+			peers+local, bpf.MaxNets)
 	}
 }
 
 // checkEnd looks at the prefixes for one end of an exchange.
 func (r *configReader) checkEnd(includeKey string, include []netip.Prefix, excludeKey string, exclude []netip.Prefix) {
-	if n := len(include) + len(exclude); n > prefixesMax {
-		r.complain(excludeKey, "makes %d prefixes together with %s: want at most %d", n, includeKey, prefixesMax)
+	if n := len(include) + len(exclude); n > bpf.MaxNets {
+		r.complain(excludeKey, "makes %d prefixes together with %s: want at most %d", n, includeKey, bpf.MaxNets)
 	}
 	for _, p := range exclude {
 		if slices.Contains(include, p) {

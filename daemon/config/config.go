@@ -13,7 +13,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/flatd/flatd/bpf"
 	"github.com/flatd/flatd/flows"
+	"github.com/flatd/flatd/outputs"
 )
 
 // DefaultPath is where the configuration is, unless the command line says
@@ -60,14 +62,11 @@ type Filter struct {
 	Include, Exclude           []netip.Prefix
 	LocalInclude, LocalExclude []netip.Prefix
 
-	Ports       []PortRange   // of the responder; none: all
-	Results     []string      // as flatd.result names them; none: all
-	MinDuration time.Duration // faster successes are not reported
-	Sample      uint32        // one success in so many is reported
+	Ports       []bpf.PortRange // of the responder; none: all
+	Results     []string        // as flatd.result names them; none: all
+	MinDuration time.Duration   // faster successes are not reported
+	Sample      uint32          // one success in so many is reported
 }
-
-// PortRange is the ports from First to Last, both included.
-type PortRange struct{ First, Last uint16 }
 
 // Summary says how often flatd sums up, and how much of it.
 type Summary struct {
@@ -144,13 +143,13 @@ func Defaults() Config {
 				Enabled:            true,
 				Profile:            "budget",
 				ObjectUnit:         true,
-				SuccessesPerSecond: 10,
-				SuccessesBurst:     200,
-				FailuresPerSecond:  200,
-				FailuresBurst:      2000,
+				SuccessesPerSecond: outputs.DefaultSuccessRate,
+				SuccessesBurst:     outputs.DefaultSuccessBurst,
+				FailuresPerSecond:  outputs.DefaultFailureRate,
+				FailuresBurst:      outputs.DefaultFailureBurst,
 				Queue:              8192,
 			},
-			NATS:   NATS{Subject: "flatd.v1.{host}.{kind}.{result}", Mode: "auto", Service: true, Queue: 65536},
+			NATS:   NATS{Subject: outputs.DefaultSubject, Mode: "auto", Service: true, Queue: 65536},
 			Stdout: Stdout{Format: "json", Queue: 8192},
 		},
 	}

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/flatd/flatd/bpf"
 	"github.com/flatd/flatd/flows"
 )
 
@@ -76,7 +77,7 @@ func TestParseEverything(t *testing.T) {
 				netip.MustParsePrefix("192.0.2.7/32"), netip.MustParsePrefix("2001:db8::7/128"),
 			},
 			Exclude:     []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16"), netip.MustParsePrefix("198.51.100.0/24")},
-			Ports:       []PortRange{{443, 443}, {22, 22}, {8000, 8999}},
+			Ports:       []bpf.PortRange{{First: 443, Last: 443}, {First: 22, Last: 22}, {First: 8000, Last: 8999}},
 			MinDuration: time.Millisecond,
 			Sample:      1_000_000_000,
 		},
@@ -119,8 +120,8 @@ func TestAcceptedValues(t *testing.T) {
 		{`keep_for = "10s"`, func(c Config) any { return c.KeepFor }, 10 * time.Second},
 		{`measure.timeout = "100ms"`, func(c Config) any { return c.Measure.Timeout }, 100 * time.Millisecond},
 		{`measure.timeout = "5m"`, func(c Config) any { return c.Measure.Timeout }, 5 * time.Minute},
-		{`filter.ports = ["1-65535"]`, func(c Config) any { return c.Filter.Ports }, []PortRange{{1, 65535}}},
-		{`filter.ports = []`, func(c Config) any { return c.Filter.Ports }, []PortRange(nil)},
+		{`filter.ports = ["1-65535"]`, func(c Config) any { return c.Filter.Ports }, []bpf.PortRange{{First: 1, Last: 65535}}},
+		{`filter.ports = []`, func(c Config) any { return c.Filter.Ports }, []bpf.PortRange(nil)},
 		{`filter.include = ["::ffff:10.0.0.0/104"]`, func(c Config) any { return c.Filter.Include },
 			[]netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}},
 		{`filter.include = ["::ffff:10.0.0.1"]`, func(c Config) any { return c.Filter.Include },

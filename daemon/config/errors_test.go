@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/flatd/flatd/bpf"
 )
 
 // The messages are for people: the tests hold them whole.
@@ -206,10 +208,10 @@ func TestTooManyPrefixes(t *testing.T) {
 		include, exclude int
 		want             string
 	}{
-		{prefixesMax, 0, ""},
-		{prefixesMax - 10, 10, ""},
-		{prefixesMax + 1, 0, "f:1: filter.include: has 1025 values: want at most 1024"},
-		{prefixesMax - 10, 11, "f:2: filter.exclude: makes 1025 prefixes together with filter.include: want at most 1024"},
+		{bpf.MaxNets, 0, ""},
+		{bpf.MaxNets - 10, 10, ""},
+		{bpf.MaxNets + 1, 0, "f:1: filter.include: has 1025 values: want at most 1024"},
+		{bpf.MaxNets - 10, 11, "f:2: filter.exclude: makes 1025 prefixes together with filter.include: want at most 1024"},
 	} {
 		text := "filter.include = " + prefixes(1, test.include) + "\nfilter.exclude = " + prefixes(2, test.exclude)
 		if got := strings.Join(configProblems(t, text), "\n"); got != test.want {

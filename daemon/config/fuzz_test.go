@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/flatd/flatd/bpf"
 	"github.com/flatd/flatd/packaging"
 )
 
@@ -43,7 +44,7 @@ func checkInvariants(t *testing.T, c Config) {
 	t.Helper()
 	m, f := &c.Measure, &c.Filter
 	if len(c.Interfaces) == 0 || len(m.Kinds) == 0 || len(m.Sides) == 0 || len(m.DNSPorts) == 0 ||
-		len(m.DNSPorts) > dnsPortsMax || len(f.Ports) > portRangesMax || len(f.Include)+len(f.Exclude) > prefixesMax {
+		len(m.DNSPorts) > bpf.MaxDNSPorts || len(f.Ports) > bpf.MaxPortRanges || len(f.Include)+len(f.Exclude) > bpf.MaxNets {
 		t.Errorf("a list has a length out of bounds: %+v", c)
 	}
 	for _, p := range append(f.Include, f.Exclude...) {

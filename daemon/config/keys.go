@@ -5,15 +5,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/flatd/flatd/bpf"
 	"github.com/flatd/flatd/flows"
-)
-
-// Limits of the kernel half: DNS_PORTS_MAX and PORT_RANGES_MAX in
-// bpf/settings.h; NETS_MAX in bpf/maps.h, which has room for two generations.
-const (
-	dnsPortsMax   = 8
-	portRangesMax = 16
-	prefixesMax   = 1024
 )
 
 // Limits of what a queue keeps, in events.
@@ -75,7 +68,7 @@ func measureKeys(m *Measure) []configKey {
 		{"measure.timeout", duration(&m.Timeout, 100*time.Millisecond, 5*time.Minute)},
 		{"measure.slow", duration(&m.Slow, time.Microsecond, 5*time.Minute)},
 		{"measure.udp_interval", duration(&m.UDPInterval, time.Second, time.Hour)},
-		{"measure.dns_ports", list(&m.DNSPorts, 1, dnsPortsMax, port)},
+		{"measure.dns_ports", list(&m.DNSPorts, 1, bpf.MaxDNSPorts, port)},
 		{"measure.dns_names", word(&m.DNSNames, "on", "off", "hash")},
 		{"measure.match", word(&m.Match, "interface", "host")},
 	}
@@ -83,11 +76,11 @@ func measureKeys(m *Measure) []configKey {
 
 func filterKeys(f *Filter) []configKey {
 	return []configKey{
-		{"filter.include", list(&f.Include, 0, prefixesMax, prefix)},
-		{"filter.exclude", list(&f.Exclude, 0, prefixesMax, prefix)},
-		{"filter.local_include", list(&f.LocalInclude, 0, prefixesMax, prefix)},
-		{"filter.local_exclude", list(&f.LocalExclude, 0, prefixesMax, prefix)},
-		{"filter.ports", list(&f.Ports, 0, portRangesMax, portRange)},
+		{"filter.include", list(&f.Include, 0, bpf.MaxNets, prefix)},
+		{"filter.exclude", list(&f.Exclude, 0, bpf.MaxNets, prefix)},
+		{"filter.local_include", list(&f.LocalInclude, 0, bpf.MaxNets, prefix)},
+		{"filter.local_exclude", list(&f.LocalExclude, 0, bpf.MaxNets, prefix)},
+		{"filter.ports", list(&f.Ports, 0, bpf.MaxPortRanges, portRange)},
 		{"filter.results", list(&f.Results, 0, len(flows.ResultNames()), wordOf(flows.ResultNames()))},
 		{"filter.min_duration", durationOrZero(&f.MinDuration, time.Microsecond, 5*time.Minute)},
 		{"filter.sample", integer(&f.Sample, 1, 1_000_000_000)},

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"unicode"
 
+	"github.com/flatd/flatd/bpf"
 	"github.com/flatd/flatd/outputs"
 )
 
@@ -82,14 +83,14 @@ func port(value any) (uint16, error) {
 }
 
 // portRange takes 443, "443" or "8000-8999".
-func portRange(value any) (PortRange, error) {
+func portRange(value any) (bpf.PortRange, error) {
 	if n, ok := value.(int64); ok {
 		p, err := port(n)
-		return PortRange{p, p}, err
+		return bpf.PortRange{First: p, Last: p}, err
 	}
 	s, ok := value.(string)
 	if !ok {
-		return PortRange{}, fmt.Errorf("%s is not a port: want a port or a range, such as \"443\" or \"8000-8999\"", show(value))
+		return bpf.PortRange{}, fmt.Errorf("%s is not a port: want a port or a range, such as \"443\" or \"8000-8999\"", show(value))
 	}
 	from, to, isRange := strings.Cut(s, "-")
 	if !isRange {
@@ -98,12 +99,12 @@ func portRange(value any) (PortRange, error) {
 	first, err1 := strconv.ParseUint(strings.TrimSpace(from), 10, 16)
 	last, err2 := strconv.ParseUint(strings.TrimSpace(to), 10, 16)
 	if err1 != nil || err2 != nil || first == 0 || last == 0 {
-		return PortRange{}, fmt.Errorf("%s is not a port: want 1 to 65535, or a range such as \"8000-8999\"", show(s))
+		return bpf.PortRange{}, fmt.Errorf("%s is not a port: want 1 to 65535, or a range such as \"8000-8999\"", show(s))
 	}
 	if first > last {
-		return PortRange{}, fmt.Errorf("%s ends before it begins: want \"%d-%d\"", show(s), last, first)
+		return bpf.PortRange{}, fmt.Errorf("%s ends before it begins: want \"%d-%d\"", show(s), last, first)
 	}
-	return PortRange{uint16(first), uint16(last)}, nil
+	return bpf.PortRange{First: uint16(first), Last: uint16(last)}, nil
 }
 
 // natsURL checks one server, or several with commas between; "" is none.
@@ -129,7 +130,7 @@ func natsServer(s string) error {
 	}
 	u, err := url.Parse(s)
 	switch {
-	case !slices.Contains([]string{"nats", "tls", "ws", "wss"}, scheme):
+	case !slices.Contains(outputs.NATSSchemes, scheme):
 		return fmt.Errorf("%s has scheme %q: %s", show(s), scheme, want)
 	case err != nil || u.Hostname() == "":
 		return fmt.Errorf("%s is not a URL: %s", show(s), want)

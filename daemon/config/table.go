@@ -1,10 +1,6 @@
 package config
 
-import (
-	"fmt"
-	"strconv"
-	"strings"
-)
+import "strings"
 
 // Table is the configuration as tables and keys, each value in the form it has
 // in the file. Secrets are not in it: their keys hold paths.
@@ -23,12 +19,4 @@ func (c Config) Table() map[string]any {
 		table[path[len(path)-1]] = k.get()
 	}
 	return all
-}
-
-// String is the range as the file has it: "443" or "8000-8999".
-func (r PortRange) String() string {
-	if r.First == r.Last {
-		return strconv.Itoa(int(r.First))
-	}
-	return fmt.Sprintf("%d-%d", r.First, r.Last)
 }
