@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/daemon/config"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/packaging/testbed"
@@ -327,7 +328,7 @@ func newHall(t *testing.T, l limits) *hall {
 			t.Errorf("the server ended with %v", err)
 		}
 	})
-	for i := range RecentMax {
+	for i := range api.RecentMax {
 		h.recent.add(&flows.Event{Kind: flows.KindTCP, Sequence: uint64(i)})
 	}
 	return h

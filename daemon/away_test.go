@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/packaging/testbed"
 	"github.com/flatd/flatd/packaging/testbed/broker"
@@ -156,7 +157,7 @@ func (p *process) awayFor(tr *traffic, output string, first, n int) state {
 func (p *process) delivered() state {
 	p.t.Helper()
 	p.awaitStatus("everything to be delivered", func(s state) bool {
-		return s.Books.Own > 0 && !slices.ContainsFunc(s.Outputs, func(o OutputStatus) bool { return o.Down || o.Queued > 0 })
+		return s.Books.Own > 0 && !slices.ContainsFunc(s.Outputs, func(o api.OutputStatus) bool { return o.Down || o.Queued > 0 })
 	})
 	return booksBalance(p.t, p)
 }

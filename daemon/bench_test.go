@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"golang.org/x/sys/unix"
 
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/packaging/testbed"
 )
 
@@ -67,7 +68,7 @@ func (r *running) settled(exchanges int) state {
 	r.bench.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		s := r.status()
-		busy := slices.ContainsFunc(s.Outputs, func(o OutputStatus) bool { return o.Queued > 0 })
+		busy := slices.ContainsFunc(s.Outputs, func(o api.OutputStatus) bool { return o.Queued > 0 })
 		if s.Books.Read+uint64(lost(s)) >= uint64(exchanges) && !busy {
 			return s
 		}

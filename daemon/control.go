@@ -13,15 +13,17 @@ import (
 	"github.com/BurntSushi/toml"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/flatd/flatd/daemon/api"
+	"github.com/flatd/flatd/daemon/config"
 	"github.com/flatd/flatd/flows"
 )
 
 // Routes on the control socket, HTTP/1.1 with JSON:
 //
 //	GET  /v1/status      how flatd is (Status)
-//	GET  /v1/events      recent events, JSON lines; ?follow=true goes on, see parseQuery
+//	GET  /v1/events      recent events, JSON lines; ?follow=true goes on, see api.ParseEventsQuery
 //	GET  /v1/summary     the events of the latest summary, a JSON array; ?format=text a sentence each
-//	GET  /v1/histogram   the kernel's histograms of durations, see ParseHistogramQuery (Histograms)
+//	GET  /v1/histogram   the kernel's histograms of durations, see api.HistogramQuery
 //	GET  /v1/interfaces  what is measured, and what is not and why
 //	GET  /v1/config      the configuration in force; ?format=toml as in the file
 //	POST /v1/reload      read the configuration again; root only
@@ -113,7 +115,7 @@ func (d *Daemon) serveConfig(w http.ResponseWriter, r *http.Request) {
 func (d *Daemon) serveReload(w http.ResponseWriter, _ *http.Request) {
 	if err := d.Reload(); err != nil {
 		code := http.StatusInternalServerError
-		if errors.Is(err, ErrConfig) {
+		if errors.Is(err, config.ErrInvalid) {
 			code = http.StatusUnprocessableEntity
 		}
 		refuse(w, code, err)
@@ -158,10 +160,6 @@ func (d *Daemon) appendArray(dst []byte, events []flows.Event) []byte {
 	return append(dst, "\n]\n"...)
 }
 
-// OldestHeader is, in an answer of /v1/events, the time of the oldest event that
-// flatd remembers, if it has forgotten older ones.
-const OldestHeader = "Flatd-Oldest"
-
 // serveEvents writes events as JSON lines.
 func (d *Daemon) serveEvents(w http.ResponseWriter, r *http.Request) {
 	values, err := url.ParseQuery(r.URL.RawQuery)
@@ -169,34 +167,34 @@ func (d *Daemon) serveEvents(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, err)
 		return
 	}
-	q, err := parseQuery(values)
+	q, err := api.ParseEventsQuery(values)
 	if err != nil {
 		refuse(w, http.StatusBadRequest, err)
 		return
 	}
 	var events []flows.Event
 	var f *follower
-	if q.follow {
-		if events, f, err = d.recent.follow(q.limit, q.Match); err != nil {
+	if q.Follow {
+		if events, f, err = d.recent.follow(q.Limit, q.Match); err != nil {
 			refuse(w, http.StatusTooManyRequests, err)
 			return
 		}
 		defer d.recent.unfollow(f)
 	} else {
-		events = d.recent.latest(q.limit, q.Match)
+		events = d.recent.latest(q.Limit, q.Match)
 	}
 	stream := eventStream{
 		response: http.NewResponseController(w), writer: w, append: d.host.AppendJSON,
 		patience: guestOf(r).door.limits.read,
 	}
 	contentType := "application/x-ndjson"
-	if q.text {
+	if q.Text {
 		contentType = "text/plain; charset=utf-8"
-		stream.append = func(dst []byte, e *flows.Event) []byte { return d.host.AppendLine(dst, e, q.color) }
+		stream.append = func(dst []byte, e *flows.Event) []byte { return d.host.AppendLine(dst, e, q.Color) }
 	}
 	w.Header().Set("Content-Type", contentType)
 	if at, forgotten := d.recent.oldest(); forgotten {
-		w.Header().Set(OldestHeader, at.UTC().Format(time.RFC3339Nano))
+		w.Header().Set(api.OldestHeader, at.UTC().Format(time.RFC3339Nano))
 	}
 	for i := range events {
 		if stream.write(&events[i]) != nil {

@@ -62,15 +62,12 @@ const drainTime = 10 * time.Second
 // reloadTime bounds how long a reload waits for the interfaces.
 const reloadTime = 20 * time.Second
 
-// ErrConfig marks errors of the configuration.
-var ErrConfig = errors.New("bad configuration")
-
 // Run is flatd from start to stop, which is when ctx ends. What it measured
 // until then is delivered; the programs stay and go on measuring.
 func Run(ctx context.Context, options Options) (err error) {
 	loaded, err := config.Load(options.ConfigPath)
 	if err != nil {
-		return fmt.Errorf("%w:\n%w", ErrConfig, err)
+		return fmt.Errorf("%w:\n%w", config.ErrInvalid, err)
 	}
 	d := &Daemon{options: options, log: options.Log, config: loaded, started: time.Now()}
 	if d.host, err = flows.LocalHost(); err != nil {
@@ -233,14 +230,14 @@ func (d *Daemon) Reload() error {
 	old := d.current()
 	loaded, err := config.Load(d.options.ConfigPath)
 	if err != nil {
-		return fmt.Errorf("%w, nothing changed:\n%w", ErrConfig, err)
+		return fmt.Errorf("%w, nothing changed:\n%w", config.ErrInvalid, err)
 	}
 	if loaded.PinPath != old.PinPath || loaded.Socket != old.Socket {
-		return fmt.Errorf("%w, nothing changed: pin_path and socket need a restart (`systemctl restart flatd`)", ErrConfig)
+		return fmt.Errorf("%w, nothing changed: pin_path and socket need a restart (`systemctl restart flatd`)", config.ErrInvalid)
 	}
 	queues, err := d.makeQueues(loaded, &old)
 	if err != nil {
-		return fmt.Errorf("%w, nothing changed: %w", ErrConfig, err)
+		return fmt.Errorf("%w, nothing changed: %w", config.ErrInvalid, err)
 	}
 	if err := d.pipeline.configure(loaded); err != nil {
 		return fmt.Errorf("apply the configuration: %w", err)

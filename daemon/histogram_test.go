@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/flatd/flatd/bpf"
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/packaging/testbed"
 )
@@ -39,7 +40,7 @@ func TestHistogram(t *testing.T) {
 	tr.askNobody(server.V4)
 	p.wait("the ICMP error", func(e event) bool { return e.Event.Dataset == "flatd.dns" && e.Flatd.Result == "unreachable" })
 	p.waitN("the answers", 3*answeredOfEverything+1, func(e event) bool { return e.Event.Duration > 0 })
-	var got Histograms
+	var got api.Histograms
 	p.ask("/v1/histogram", &got)
 	want := p.histograms()
 	if len(got.Parts) != len(want) || len(want) < 2*(2+1+1+1) {
@@ -71,7 +72,7 @@ func TestHistogram(t *testing.T) {
 				parts++
 			}
 		}
-		var got Histograms
+		var got api.Histograms
 		p.ask("/v1/histogram?"+query, &got)
 		sameDistribution(t, query, got.Total, &total)
 		if len(got.Parts) != parts {
@@ -153,7 +154,7 @@ func TestHistogramRefuses(t *testing.T) {
 			t.Errorf("%s: %s, %v, %q; want %q", query, response.Status, err, refusal.Error, want)
 		}
 	}
-	var empty Histograms
+	var empty api.Histograms
 	p.ask("/v1/histogram?kind=icmp", &empty)
 	if empty.Total.Count != 0 || empty.Total.Buckets == nil || empty.Parts == nil || empty.Host == "" || empty.Time.IsZero() {
 		t.Errorf("of nothing: %+v", empty)

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/flatd/flatd/bpf"
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/packaging/testbed"
 )
 
@@ -100,14 +101,14 @@ func indexOf(t *testing.T, h *testbed.Host, name string) (index int) {
 	return links[0].Ifindex
 }
 
-func (p *process) interfaces() (all []InterfaceStatus) {
+func (p *process) interfaces() (all []api.InterfaceStatus) {
 	p.t.Helper()
 	p.ask("/v1/interfaces", &all)
 	return all
 }
 
 // awaitInterfaces waits until the interfaces are as wanted.
-func (p *process) awaitInterfaces(what string, wanted func([]InterfaceStatus) bool) []InterfaceStatus {
+func (p *process) awaitInterfaces(what string, wanted func([]api.InterfaceStatus) bool) []api.InterfaceStatus {
 	p.t.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		all := p.interfaces()
@@ -195,8 +196,8 @@ func TestInterfacesInMotion(t *testing.T) {
 		m.ip("link", "set", "m0", "up")
 		m.ip("link", "set", "m0", "down")
 		m.ip("link", "set", "m0", "name", "m1") // wanted under both names
-		m.p.awaitInterfaces("the new name", func(all []InterfaceStatus) bool {
-			return slices.ContainsFunc(all, func(i InterfaceStatus) bool { return i.Name == "m1" })
+		m.p.awaitInterfaces("the new name", func(all []api.InterfaceStatus) bool {
+			return slices.ContainsFunc(all, func(i api.InterfaceStatus) bool { return i.Name == "m1" })
 		})
 		m.ip("link", "set", "m1", "name", "x1")
 		m.detached("x1")
@@ -294,7 +295,7 @@ func TestManyInterfacesAtOnce(t *testing.T) {
 		m := &motion{t: t, host: client, mode: mode, p: s.start(t)}
 		measured := func(n int) {
 			t.Helper()
-			all := m.p.awaitInterfaces(fmt.Sprintf("%d interfaces and eth0", n), func(all []InterfaceStatus) bool { return len(all) == n+1 })
+			all := m.p.awaitInterfaces(fmt.Sprintf("%d interfaces and eth0", n), func(all []api.InterfaceStatus) bool { return len(all) == n+1 })
 			for _, i := range all {
 				if i.Error != "" {
 					t.Errorf("%s: %s", i.Name, i.Error)
@@ -526,7 +527,7 @@ func TestOthersOnTheHookKeepWorking(t *testing.T) {
 				b.seesMore(when)
 			}
 		}
-		all := p.awaitInterfaces("the warning", func(all []InterfaceStatus) bool { return len(all[0].Ahead) == 2 })
+		all := p.awaitInterfaces("the warning", func(all []api.InterfaceStatus) bool { return len(all[0].Ahead) == 2 })
 		if list := strings.Join(all[0].Ahead, "\n"); !strings.Contains(list, "ingress: t") || !strings.Contains(list, "egress: t") {
 			t.Errorf("ahead are %s", list)
 		}
@@ -581,7 +582,7 @@ func TestWhoIsAheadIsTold(t *testing.T) {
 	}
 	ahead := func(what string, want ...string) {
 		t.Helper()
-		p.awaitInterfaces(what, func(all []InterfaceStatus) bool { return slices.Equal(all[0].Ahead, want) })
+		p.awaitInterfaces(what, func(all []api.InterfaceStatus) bool { return slices.Equal(all[0].Ahead, want) })
 	}
 	filter("add", "1")
 	ahead("the first filter", first)
@@ -620,7 +621,7 @@ func TestOtherKindsAhead(t *testing.T) {
 	p := s.start(t)
 	testbed.Run(t, testbed.Tool(t, "tc"), "-n", client.Name, "filter", "add", "dev", "eth0", "egress", "prio", "3",
 		"protocol", "ip", "u32", "match", "ip", "dst", "192.0.2.0/24")
-	all := p.awaitInterfaces("the filter", func(all []InterfaceStatus) bool { return len(all[0].Ahead) > 0 })
+	all := p.awaitInterfaces("the filter", func(all []api.InterfaceStatus) bool { return len(all[0].Ahead) > 0 })
 	if got := all[0].Ahead; len(got) != 1 || !strings.Contains(got[0], "egress: tc filter of priority 3, u32") {
 		t.Errorf("ahead: %q", got)
 	}
@@ -629,13 +630,13 @@ func TestOtherKindsAhead(t *testing.T) {
 		// Nobody tells of it; a filter behind ours is news, and no warning.
 		testbed.Run(t, "tc", "-n", client.Name, "filter", "add", "dev", "eth0", "egress", "prio", "99",
 			"protocol", "ip", "u32", "match", "ip", "dst", "192.0.2.0/24")
-		all = p.awaitInterfaces("the program", func(all []InterfaceStatus) bool { return len(all[0].Ahead) == 2 })
+		all = p.awaitInterfaces("the program", func(all []api.InterfaceStatus) bool { return len(all[0].Ahead) == 2 })
 		if got := all[0].Ahead; !strings.Contains(got[0], "ingress: tcx program ") {
 			t.Errorf("ahead: %q", got)
 		}
 	}
 	testbed.Run(t, "tc", "-n", client.Name, "filter", "delete", "dev", "eth0", "egress", "prio", "3")
-	p.awaitInterfaces("its removal", func(all []InterfaceStatus) bool {
+	p.awaitInterfaces("its removal", func(all []api.InterfaceStatus) bool {
 		return !slices.ContainsFunc(all[0].Ahead, func(s string) bool { return strings.Contains(s, "egress") })
 	})
 	booksBalance(t, p)

@@ -17,6 +17,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/nats-io/nats.go"
 
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/packaging/testbed"
 )
 
@@ -122,9 +123,9 @@ type state struct {
 	Refused    string `json:"programs_refused"`
 	TakingOver bool   `json:"taking_over"`
 	Problems   []string
-	Books      Books
-	Ring       RingStatus
-	Outputs    []OutputStatus
+	Books      api.Books
+	Ring       api.RingStatus
+	Outputs    []api.OutputStatus
 }
 
 // get asks on the control socket.

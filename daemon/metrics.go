@@ -8,6 +8,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/flatd/flatd/daemon/api"
 )
 
 // metricsHandler serves the kernel's counters and histograms and the outputs'
@@ -93,7 +95,7 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 
 // interfacesUp says of each name whether it is measured as it should be. One
 // that is measured in an older way, because the wanted one fails, is there twice.
-func interfacesUp(all []InterfaceStatus) map[string]bool {
+func interfacesUp(all []api.InterfaceStatus) map[string]bool {
 	up := make(map[string]bool, len(all))
 	for _, i := range all {
 		name := interfaceLabel(i.Name)

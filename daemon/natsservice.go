@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/url"
 
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/daemon/config"
 	"github.com/flatd/flatd/outputs"
 )
@@ -20,7 +21,7 @@ var natsEndpoints = []struct {
 		return json.RawMessage(d.appendArray(nil, d.pipeline.summary.finished())), nil
 	}},
 	{"histogram", func(d *Daemon, query url.Values) (any, error) {
-		q, err := ParseHistogramQuery(query)
+		q, err := api.ParseHistogramQuery(query)
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", outputs.ErrRequest, err)
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
 
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/packaging/testbed"
 	"github.com/flatd/flatd/packaging/testbed/broker"
 )
@@ -105,7 +106,7 @@ func TestNATSService(t *testing.T) {
 		}
 	}
 	for query, want := range map[string]int{"result=refused": 1, "kind=tcp": 2, "kind=icmp": 0} {
-		var histograms Histograms
+		var histograms api.Histograms
 		askNATS(t, conn, endpoints["histogram"], query, &histograms)
 		if len(histograms.Parts) != want {
 			t.Errorf("%d histograms have %s, want %d", len(histograms.Parts), query, want)

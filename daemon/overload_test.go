@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/packaging/testbed"
 )
 
@@ -352,8 +353,8 @@ func TestAHundredThousandFlows(t *testing.T) {
 }
 
 // of finds the books of an output.
-func of(s state, output string) OutputStatus {
-	i := slices.IndexFunc(s.Outputs, func(o OutputStatus) bool { return o.Name == output })
+func of(s state, output string) api.OutputStatus {
+	i := slices.IndexFunc(s.Outputs, func(o api.OutputStatus) bool { return o.Name == output })
 	return s.Outputs[i]
 }
 

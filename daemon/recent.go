@@ -5,11 +5,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/flows"
 )
-
-// RecentMax is how many events the daemon remembers.
-const RecentMax = 1024
 
 const (
 	followersMax = 16
@@ -39,11 +37,11 @@ func newRecent() *recent { return &recent{followers: make(map[*follower]bool)} }
 func (r *recent) add(e *flows.Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.events) < RecentMax {
+	if len(r.events) < api.RecentMax {
 		r.events = append(r.events, *e)
 	} else {
 		r.events[r.next] = *e
-		r.next = (r.next + 1) % RecentMax
+		r.next = (r.next + 1) % api.RecentMax
 	}
 	for f := range r.followers {
 		if !f.keep(e) {
@@ -97,7 +95,7 @@ func (r *recent) follow(limit int, keep func(*flows.Event) bool) ([]flows.Event,
 func (r *recent) oldest() (at time.Time, forgotten bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.events) < RecentMax {
+	if len(r.events) < api.RecentMax {
 		return time.Time{}, false
 	}
 	return r.events[r.next].Time, true

@@ -17,6 +17,8 @@ import (
 
 	"github.com/coreos/go-systemd/v22/activation"
 	sd "github.com/coreos/go-systemd/v22/daemon"
+
+	"github.com/flatd/flatd/daemon/api"
 )
 
 // The names of inherited sockets: FileDescriptorName= in flatd.socket and
@@ -24,8 +26,6 @@ import (
 const (
 	ControlSocketName = "control"
 	MetricsSocketName = "metrics"
-	// ControlGroup may read from the control socket.
-	ControlGroup = "flatd"
 )
 
 // service is flatd's side of the service manager: the sockets it hands over
@@ -95,13 +95,13 @@ func restrict(path string) error {
 	if err := os.Chmod(path, 0o660); err != nil {
 		return err
 	}
-	group, err := user.LookupGroup(ControlGroup)
+	group, err := user.LookupGroup(api.ControlGroup)
 	if err != nil {
 		return nil // root alone
 	}
 	gid, err := strconv.Atoi(group.Gid)
 	if err != nil {
-		return fmt.Errorf("group %s: %w", ControlGroup, err)
+		return fmt.Errorf("group %s: %w", api.ControlGroup, err)
 	}
 	return os.Chown(path, -1, gid)
 }

@@ -22,6 +22,10 @@ var mayImport = map[string]map[string]string{
 	"daemon/cgroups": {
 		"flows": "the owner of a cgroup is a part of an event",
 	},
+	"daemon/api": {
+		"bpf":   "how programs were found and are attached",
+		"flows": "which kinds, sides and results there are, and distributions",
+	},
 	"daemon/config": {
 		"bpf":     "how much the programs can be told",
 		"flows":   "which kinds, sides and results there are",
@@ -29,6 +33,7 @@ var mayImport = map[string]map[string]string{
 	},
 	"daemon": {
 		"bpf":            "it has the programs measure, and reads what they report",
+		"daemon/api":     "it answers so",
 		"daemon/cgroups": "it names who asked",
 		"daemon/config":  "it does as it says",
 		"flows":          "it makes events of records",
@@ -44,7 +49,7 @@ var mayImport = map[string]map[string]string{
 	"cmd/flatctl": {
 		"bpf":             "detach and the doctor work without a daemon",
 		"cmd/flatctl/top": "one of its commands",
-		"daemon":          "what the control socket says",
+		"daemon/api":      "what the control socket says and is asked",
 		"daemon/config":   "it checks and shows it, and finds the socket",
 		"flows":           "it prints events",
 		"outputs":         "it connects to NATS and knows a terminal as flatd does",

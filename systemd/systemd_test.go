@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/daemon/config"
 	"github.com/flatd/flatd/flows"
 )
@@ -114,14 +115,14 @@ func TestUnitsAgreeWithTheCode(t *testing.T) {
 	control := readUnit(t, "flatd.socket")
 	control.want(t, "Socket.ListenStream", defaults.Socket)
 	control.want(t, "Socket.FileDescriptorName", daemon.ControlSocketName)
-	control.want(t, "Socket.SocketGroup", daemon.ControlGroup)
+	control.want(t, "Socket.SocketGroup", api.ControlGroup)
 
 	metrics := readUnit(t, "flatd-metrics.socket")
 	metrics.want(t, "Socket.FileDescriptorName", daemon.MetricsSocketName)
 	metrics.want(t, "Socket.Service", "flatd.service")
 
-	if line := "\ng " + daemon.ControlGroup + " - -\n"; !strings.Contains(read(t, "flatd.sysusers"), line) {
-		t.Errorf("flatd.sysusers does not make the group %s", daemon.ControlGroup)
+	if line := "\ng " + api.ControlGroup + " - -\n"; !strings.Contains(read(t, "flatd.sysusers"), line) {
+		t.Errorf("flatd.sysusers does not make the group %s", api.ControlGroup)
 	}
 	if line := "\nd " + defaults.PinPath + " 0700 root root -\n"; !strings.Contains(read(t, "flatd.tmpfiles"), line) {
 		t.Errorf("flatd.tmpfiles does not make %s", defaults.PinPath)

@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/flatd/flatd/cmd/flatctl/top"
-	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/flows"
 )
 
@@ -22,7 +22,7 @@ var completions = map[string]cobra.CompletionFunc{
 	"columns":          several(fixed(append(columnNames(), fieldNames()...)...)),
 	"compare":          completeComparison,
 	"events output":    fixed("table", "line", "json"),
-	"family":           several(fixed(daemon.Families()...)),
+	"family":           several(fixed(api.Families()...)),
 	"from":             cobra.NoFileCompletions,
 	"group":            fixed(top.Groups()...),
 	"histogram kind":   several(fixed(flows.ExchangeKindNames()...)),
@@ -37,7 +37,7 @@ var completions = map[string]cobra.CompletionFunc{
 	"peer":             cobra.NoFileCompletions,
 	"port":             cobra.NoFileCompletions,
 	"result":           several(fixed(flows.ResultNames()...)),
-	"side":             several(fixed(daemon.Sides()...)),
+	"side":             several(fixed(api.Sides()...)),
 	"since":            cobra.NoFileCompletions,
 	"slower":           cobra.NoFileCompletions,
 	"sort":             fixed(top.Orders()...),
@@ -123,7 +123,7 @@ func clientOf(c *cobra.Command) (*client, context.Context, context.CancelFunc) {
 func interfaceNames(c *cobra.Command, _ []string, _ string) (names []string, _ cobra.ShellCompDirective) {
 	client, ctx, cancel := clientOf(c)
 	defer cancel()
-	var measured []daemon.InterfaceStatus
+	var measured []api.InterfaceStatus
 	if client.decode(ctx, "/v1/interfaces", &measured) == nil && len(measured) > 0 {
 		for _, i := range measured {
 			names = append(names, i.Name)

@@ -8,7 +8,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/flatd/flatd/bpf"
-	"github.com/flatd/flatd/daemon"
 	"github.com/flatd/flatd/daemon/config"
 	"github.com/flatd/flatd/packaging"
 )
@@ -34,7 +33,7 @@ func configCommand(c *client) *cobra.Command {
 				path = args[0]
 			}
 			if _, err := config.Load(path); err != nil {
-				return fmt.Errorf("%w:\n%w", daemon.ErrConfig, err)
+				return fmt.Errorf("%w:\n%w", config.ErrInvalid, err)
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: good\n", path)
 			return nil

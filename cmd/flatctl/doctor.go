@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/flatd/flatd/bpf"
-	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/daemon/config"
 )
 
@@ -204,7 +204,7 @@ func hostPort(text string) string {
 // examineDaemon says whether flatd measures, then what it loses.
 func examineDaemon(ctx context.Context, c *client) []finding {
 	f := finding{what: "flatd"}
-	var s daemon.Status
+	var s api.Status
 	if err := c.get("/v1/status", &s); err != nil {
 		f.verdict, f.bad = "does not answer", true
 		f.remedy = strings.ReplaceAll(c.withState(ctx, err).Error(), "\n", "\n\t\t-> ")
@@ -223,14 +223,14 @@ func examineDaemon(ctx context.Context, c *client) []finding {
 }
 
 // programs says which of the two objects the kernel runs, and why if it is not the usual one.
-func programs(s *daemon.Status) string {
+func programs(s *api.Status) string {
 	if s.Refused == "" {
 		return s.Programs
 	}
 	return s.Programs + ", for the kernel refused the usual ones: " + s.Refused
 }
 
-func examinePrograms(s *daemon.Status) finding {
+func examinePrograms(s *api.Status) finding {
 	f := finding{what: "programs", verdict: programs(s)}
 	if s.Refused != "" {
 		f.remedy = "flatd measures all the same, at a higher cost; please report this, with `uname -r`"
@@ -240,7 +240,7 @@ func examinePrograms(s *daemon.Status) finding {
 
 // examineBooks says what is left out of the events on purpose, which who looks
 // for an event in vain may have forgotten.
-func examineBooks(s *daemon.Status) finding {
+func examineBooks(s *api.Status) finding {
 	f := finding{what: "left out", verdict: "nothing"}
 	b := &s.Books
 	if n := b.ResultOut + b.TooFast + b.SampledOut; n > 0 {

@@ -16,11 +16,11 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/flows"
 )
 
-// eventFilters are the flags that are conditions of daemon.EventFilter.
+// eventFilters are the flags that are conditions of api.EventFilter.
 var eventFilters = []struct{ name, usage string }{
 	{"kind", "only this `kind`: tcp, dns, udp, icmp, status, summary"},
 	{"side", "only of this `side`: where this host asked (client) or was asked (server)"},
@@ -45,12 +45,12 @@ func filterFlags(flags *pflag.FlagSet) {
 // conditions returns those that were given, checked, and since as a time.
 func conditions(flags *pflag.FlagSet) (url.Values, error) {
 	given := url.Values{}
-	for _, name := range daemon.EventFilterNames() {
+	for _, name := range api.EventFilterNames() {
 		values := valuesOf(flags, name)
 		if values == nil {
 			continue
 		}
-		var filter daemon.EventFilter
+		var filter api.EventFilter
 		if err := filter.Set(name, values); err != nil {
 			return nil, fmt.Errorf("--%s %s: %w; %w", name, strings.Join(values, ","), err, errUsage)
 		}
@@ -98,7 +98,7 @@ new events are shown until interrupted, as with -f. But if a JetStream stream
 has the subject, --since shows what the stream has since then, and ends there
 unless -f is given.
 
-While flatd or the server is away, -f waits for it and then goes on.`, daemon.RecentMax),
+While flatd or the server is away, -f waits for it and then goes on.`, api.RecentMax),
 		Example: `  flatctl events -f
   flatctl events -f --result refused,timeout
   flatctl events --to 10.0.0.0/8 --port 443 --slower 100ms --since 10m
@@ -169,15 +169,15 @@ func (f *eventsFlags) bound(flags *pflag.FlagSet, from source, r *request) error
 	_, remote := from.(*natsSource)
 	since, limited := r.conditions.Has("since"), flags.Changed("limit")
 	switch {
-	case limited && (f.limit < 0 || f.limit > daemon.RecentMax):
-		return fmt.Errorf("--limit %d: must be from 0 to %d; %w", f.limit, daemon.RecentMax, errUsage)
+	case limited && (f.limit < 0 || f.limit > api.RecentMax):
+		return fmt.Errorf("--limit %d: must be from 0 to %d; %w", f.limit, api.RecentMax, errUsage)
 	case limited && remote && !since:
 		return fmt.Errorf("--limit: a NATS server has nothing past, but a stream of it may: say --since; %w", errUsage)
 	case limited:
 	case remote:
 		r.limit = unlimited
 	case since:
-		r.limit = daemon.RecentMax
+		r.limit = api.RecentMax
 	}
 	r.follow = r.follow || remote && !since
 	return nil
@@ -216,7 +216,7 @@ func sayTo(w io.Writer) func(format string, args ...any) {
 
 // absolute makes of since, a while ago, the time that is.
 func absolute(s url.Values) error {
-	var filter daemon.EventFilter
+	var filter api.EventFilter
 	if !s.Has("since") {
 		return nil
 	}

@@ -15,7 +15,7 @@ import (
 	"github.com/nats-io/nats.go/micro"
 	"github.com/spf13/pflag"
 
-	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/outputs"
 )
 
@@ -31,7 +31,7 @@ type fleet interface {
 // hostStatus is what one of them answered, or why it did not.
 type hostStatus struct {
 	host   string
-	status daemon.Status
+	status api.Status
 	err    error
 	at     time.Time // when the answer came
 }
@@ -60,7 +60,7 @@ func (f *socketFleet) close() {}
 func (f *socketFleet) statuses(ctx context.Context) ([]hostStatus, error) {
 	ctx, cancel := context.WithTimeout(ctx, quickTime)
 	defer cancel()
-	var s daemon.Status
+	var s api.Status
 	if err := f.client.decode(ctx, "/v1/status", &s); err != nil {
 		return nil, err
 	}

@@ -14,7 +14,7 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 
-	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/packaging/testbed"
 	"github.com/flatd/flatd/packaging/testbed/broker"
@@ -177,7 +177,7 @@ func TestFleetOfNone(t *testing.T) {
 func TestFleetLines(t *testing.T) {
 	began := time.Unix(1000, 0)
 	host := func(name string, since time.Time, read uint64, at time.Time) hostStatus {
-		return hostStatus{host: name, at: at, status: daemon.Status{Host: name, Since: since, Measuring: true, Books: daemon.Books{Read: read}}}
+		return hostStatus{host: name, at: at, status: api.Status{Host: name, Since: since, Measuring: true, Books: api.Books{Read: read}}}
 	}
 	later := began.Add(2 * time.Second)
 	lines := fleetLines(

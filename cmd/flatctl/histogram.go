@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/flows"
 )
 
@@ -40,7 +40,7 @@ The kernel counts every exchange that got an answer, by interface, kind, side,
 family and result, since flatd's programs were first attached; what never became
 an event is counted, too. For what it does not tell apart (from, to, peer, port,
 unit, slower, since, and response codes of DNS) the histogram is made of events:
-the last ` + fmt.Sprint(daemon.RecentMax) + ` that flatd remembers or, with --nats, those of a stream since a time.
+the last ` + fmt.Sprint(api.RecentMax) + ` that flatd remembers or, with --nats, those of a stream since a time.
 Timeouts have no duration and are in neither.
 
 --interval measures for so long, from now on. --compare draws a second
@@ -188,8 +188,8 @@ func (f *histogramFlags) second(first url.Values) (url.Values, error) {
 
 // selectionNames are the conditions that a histogram can have.
 func selectionNames() []string {
-	names := daemon.EventFilterNames()
-	for _, name := range daemon.HistogramQueryNames() {
+	names := api.EventFilterNames()
+	for _, name := range api.HistogramQueryNames() {
 		if !slices.Contains(names, name) {
 			names = append(names, name)
 		}

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/flows"
 )
 
@@ -46,11 +46,11 @@ func (f *histogramFlags) meter(c *client, from source, s url.Values, when string
 // selection does.
 func kernelKeeps(s url.Values) bool {
 	for name := range s {
-		if !slices.Contains(daemon.HistogramQueryNames(), name) {
+		if !slices.Contains(api.HistogramQueryNames(), name) {
 			return false
 		}
 	}
-	var q daemon.HistogramQuery
+	var q api.HistogramQuery
 	for name, values := range s {
 		if q.Set(name, values) != nil {
 			return false // a response code
@@ -69,7 +69,7 @@ type kernelMeter struct {
 func (m *kernelMeter) read(ctx context.Context) (flows.Histogram, error) {
 	ctx, cancel := context.WithTimeout(ctx, quickTime)
 	defer cancel()
-	var answer daemon.Histograms
+	var answer api.Histograms
 	if err := m.client.decode(ctx, "/v1/histogram?"+m.selection.Encode(), &answer); err != nil {
 		return flows.Histogram{}, unlessEnded(ctx, err)
 	}
@@ -89,12 +89,12 @@ type eventSelection struct {
 
 func newEventSelection(s url.Values) (eventSelection, error) {
 	chosen := eventSelection{conditions: url.Values{}, families: s["family"], results: s["result"]}
-	var filter daemon.EventFilter
+	var filter api.EventFilter
 	for name, values := range s {
 		var err error
 		switch name {
 		case "family", "kind":
-			var q daemon.HistogramQuery
+			var q api.HistogramQuery
 			err = q.Set(name, values)
 		case "result":
 			if err = filter.Set(name, values); slices.Contains(values, "timeout") {
@@ -152,7 +152,7 @@ func (m *eventMeter) read(ctx context.Context) (flows.Histogram, error) {
 // begin counts what is past, and returns when what comes is being counted.
 func (m *eventMeter) begin(ctx context.Context) error {
 	if m.past {
-		limit := daemon.RecentMax
+		limit := api.RecentMax
 		if _, remote := m.source.(*natsSource); remote {
 			limit = unlimited
 		}

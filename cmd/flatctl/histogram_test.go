@@ -9,7 +9,7 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/flows"
 )
 
@@ -41,7 +41,7 @@ func TestHistogramOfFlatd(t *testing.T) {
 	}
 	var c client
 	c.socket = &s.socket
-	var api daemon.Histograms
+	var api api.Histograms
 	for deadline := time.Now().Add(patience); api.Total.Count < connections; {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d of %d connections", api.Total.Count, connections)

@@ -10,7 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/daemon/config"
 )
 
@@ -120,7 +120,7 @@ func versionCommand(c *client) *cobra.Command {
 		Example: `  flatctl version`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			fmt.Fprintf(cmd.OutOrStdout(), "flatctl %s\n", version)
-			var s daemon.Status
+			var s api.Status
 			if err := c.get("/v1/status", &s); err != nil {
 				fmt.Fprintf(cmd.OutOrStdout(), "flatd   not reached: %v\n", err)
 				return nil

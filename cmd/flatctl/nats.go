@@ -13,7 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/pflag"
 
-	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/outputs"
 )
@@ -66,7 +66,7 @@ type natsSource struct {
 }
 
 func (s *natsSource) events(ctx context.Context, r request, tell func(*report) error) error {
-	i := &intake{tell: tell, say: s.say, seen: newSeen(4 * daemon.RecentMax)}
+	i := &intake{tell: tell, say: s.say, seen: newSeen(4 * api.RecentMax)}
 	for name, values := range r.conditions {
 		if err := i.filter.Set(name, values); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
@@ -133,7 +133,7 @@ func (s *natsSource) subscribe(ctx context.Context, conn *nats.Conn, r request, 
 
 // intake takes messages and hands over the events that are wanted.
 type intake struct {
-	filter   daemon.EventFilter
+	filter   api.EventFilter
 	tell     func(*report) error
 	say      func(format string, args ...any)
 	seen     *seen

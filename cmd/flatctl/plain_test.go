@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"github.com/flatd/flatd/bpf"
-	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/api"
 )
 
 func TestPlain(t *testing.T) {
@@ -19,9 +19,9 @@ func TestPlain(t *testing.T) {
 
 // What others have named reaches no terminal as it is; what is ahead is shown.
 func TestStatusShowsNamesPlainly(t *testing.T) {
-	s := daemon.Status{
+	s := api.Status{
 		Measuring: true, Problems: []string{"interface \x1b]0;x\a: gone"},
-		Interfaces: []daemon.InterfaceStatus{{Name: "e\x1b[31m", Index: 2, Mode: bpf.TCX, Ahead: []string{"ingress: tcx program 7"}}},
+		Interfaces: []api.InterfaceStatus{{Name: "e\x1b[31m", Index: 2, Mode: bpf.TCX, Ahead: []string{"ingress: tcx program 7"}}},
 	}
 	var shown strings.Builder
 	printStatus(&shown, &s, true)

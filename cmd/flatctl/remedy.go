@@ -7,11 +7,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/api"
 )
 
 // remedies are what to do about what a status reports, each once.
-func remedies(s *daemon.Status) (all []string) {
+func remedies(s *api.Status) (all []string) {
 	add := func(needed bool, format string, args ...any) {
 		if needed {
 			all = append(all, fmt.Sprintf(format, args...))
@@ -39,7 +39,7 @@ var repairs = map[string]string{
 	"stdout":   "whoever reads flatd's standard output does not",
 }
 
-func failing(s *daemon.Status) bool {
+func failing(s *api.Status) bool {
 	for _, i := range s.Interfaces {
 		if i.Error != "" {
 			return true
@@ -50,7 +50,7 @@ func failing(s *daemon.Status) bool {
 
 // losses says what is lost and where, "nothing" if nothing is. What is withheld
 // or left out on purpose is not lost.
-func losses(s *daemon.Status) string {
+func losses(s *api.Status) string {
 	var parts []string
 	add := func(n uint64, why string) {
 		if n > 0 {

@@ -12,7 +12,7 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/flows"
 )
 
@@ -30,7 +30,7 @@ type source interface {
 
 // request says which events are wanted.
 type request struct {
-	conditions url.Values // of daemon.EventFilter; since is a time, see flags
+	conditions url.Values // of api.EventFilter; since is a time, see flags
 	limit      int        // past events, the newest
 	follow     bool       // go on with new ones
 	// live, if not nil, is called when everything new from now on will be told, and
@@ -72,8 +72,8 @@ func (s *socketSource) events(ctx context.Context, r request, tell func(*report)
 	if !query.Has("since") {
 		query.Set("since", began.Format(time.RFC3339Nano))
 	}
-	query.Set("limit", strconv.Itoa(daemon.RecentMax))
-	seen := newSeen(daemon.RecentMax)
+	query.Set("limit", strconv.Itoa(api.RecentMax))
+	seen := newSeen(api.RecentMax)
 	for {
 		if r.live != nil {
 			r.live()
@@ -110,10 +110,10 @@ func (r *request) query() url.Values {
 // tellReach says so if flatd may have forgotten what was asked for.
 func (s *socketSource) tellReach(header http.Header, since string) {
 	from, err := time.Parse(time.RFC3339Nano, since)
-	oldest, oldestErr := time.Parse(time.RFC3339Nano, header.Get(daemon.OldestHeader))
+	oldest, oldestErr := time.Parse(time.RFC3339Nano, header.Get(api.OldestHeader))
 	if err == nil && oldestErr == nil && oldest.After(from) {
 		s.say("flatd remembers the last %d events, which go back to %s; the journal has more: journalctl -u flatd",
-			daemon.RecentMax, oldest.Local().Format(time.DateTime))
+			api.RecentMax, oldest.Local().Format(time.DateTime))
 	}
 }
 

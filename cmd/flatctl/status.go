@@ -13,7 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/daemon/config"
 )
 
@@ -61,7 +61,7 @@ func (f *statusFlags) run(cmd *cobra.Command, c *client) error {
 	if _, remote := asked.(*natsFleet); remote {
 		return f.runFleet(cmd, asked)
 	}
-	var s daemon.Status
+	var s api.Status
 	if err := c.get("/v1/status", &s); err != nil {
 		return c.withState(cmd.Context(), err)
 	}
@@ -74,7 +74,7 @@ func (f *statusFlags) run(cmd *cobra.Command, c *client) error {
 }
 
 // verdict is an error if all is not well.
-func verdict(s *daemon.Status) error {
+func verdict(s *api.Status) error {
 	switch {
 	case len(s.Problems) > 0:
 		return fmt.Errorf("%d problems, see above", len(s.Problems))
@@ -102,7 +102,7 @@ func printJSON(w io.Writer, v any) error {
 	return e.Encode(v)
 }
 
-func printStatus(to io.Writer, s *daemon.Status, counters bool) error {
+func printStatus(to io.Writer, s *api.Status, counters bool) error {
 	w := tabwriter.NewWriter(plain{to}, 0, 8, 2, ' ', 0)
 	state := "measuring"
 	if !s.Measuring {
@@ -159,7 +159,7 @@ func printStatus(to io.Writer, s *daemon.Status, counters bool) error {
 }
 
 // atRisk says what the end of flatd would cost.
-func atRisk(s *daemon.Status) string {
+func atRisk(s *api.Status) string {
 	if s.Ring.AtRisk == 0 {
 		return "nothing"
 	}
@@ -190,7 +190,7 @@ func interfacesCommand(c *client) *cobra.Command {
 		Short:   "List the interfaces that are measured, and those that should be",
 		Example: `  flatctl interfaces`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var all []daemon.InterfaceStatus
+			var all []api.InterfaceStatus
 			if err := c.get("/v1/interfaces", &all); err != nil {
 				return err
 			}

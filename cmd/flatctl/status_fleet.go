@@ -10,7 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/api"
 )
 
 // fleetInterval is for how long events are counted, if not told otherwise.
@@ -18,9 +18,9 @@ const fleetInterval = time.Second
 
 // fleetLine is one host of a fleet, as JSON has it.
 type fleetLine struct {
-	Host   string         `json:"host"`
-	Error  string         `json:"error,omitempty"` // without a status
-	Status *daemon.Status `json:"status,omitempty"`
+	Host   string      `json:"host"`
+	Error  string      `json:"error,omitempty"` // without a status
+	Status *api.Status `json:"status,omitempty"`
 	// Events, with timeouts, in so many nanoseconds. They are absent if flatd has
 	// started anew in between.
 	Events   *uint64       `json:"events,omitempty"`
@@ -94,7 +94,7 @@ func fleetLineOf(before, after *hostStatus) fleetLine {
 }
 
 // eventsOf is how many exchanges a daemon has told of.
-func eventsOf(b *daemon.Books) uint64 { return b.Read + b.TakenOver - b.TakenOverBoth - b.DecodeErrors }
+func eventsOf(b *api.Books) uint64 { return b.Read + b.TakenOver - b.TakenOverBoth - b.DecodeErrors }
 
 func printFleet(to io.Writer, lines []fleetLine) error {
 	w := tabwriter.NewWriter(plain{to}, 0, 8, 2, ' ', 0)

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/api"
 )
 
 // TestStatusOfTrouble: an output that is down is a problem with a remedy, in every
@@ -52,16 +52,16 @@ func TestStatusOfTrouble(t *testing.T) {
 
 // TestRemedies: each kind of trouble has one.
 func TestRemedies(t *testing.T) {
-	up := []daemon.InterfaceStatus{{Name: "eth0", Index: 2}}
-	for want, s := range map[string]daemon.Status{
+	up := []api.InterfaceStatus{{Name: "eth0", Index: 2}}
+	for want, s := range map[string]api.Status{
 		"name the interfaces": {},
-		"interface fails":     {Interfaces: []daemon.InterfaceStatus{{Name: "eth0", Error: "no such device"}}},
-		"7 events wait":       {Interfaces: up, Outputs: []daemon.OutputStatus{{Name: "nats", Down: true, Queued: 7, Dropped: 3}}},
-		"systemd-journald":    {Interfaces: up, Outputs: []daemon.OutputStatus{{Name: "journald", Down: true}}},
-		"outputs.nats.queue":  {Interfaces: up, Outputs: []daemon.OutputStatus{{Name: "nats", Dropped: 3}}},
-		"overloaded":          {Interfaces: up, Books: daemon.Books{RingFull: 1}},
-		"bring it back":       {Interfaces: up, Books: daemon.Books{LostBefore: 1}},
-		"measure.timeout":     {Interfaces: up, Books: daemon.Books{PendingFull: 1}},
+		"interface fails":     {Interfaces: []api.InterfaceStatus{{Name: "eth0", Error: "no such device"}}},
+		"7 events wait":       {Interfaces: up, Outputs: []api.OutputStatus{{Name: "nats", Down: true, Queued: 7, Dropped: 3}}},
+		"systemd-journald":    {Interfaces: up, Outputs: []api.OutputStatus{{Name: "journald", Down: true}}},
+		"outputs.nats.queue":  {Interfaces: up, Outputs: []api.OutputStatus{{Name: "nats", Dropped: 3}}},
+		"overloaded":          {Interfaces: up, Books: api.Books{RingFull: 1}},
+		"bring it back":       {Interfaces: up, Books: api.Books{LostBefore: 1}},
+		"measure.timeout":     {Interfaces: up, Books: api.Books{PendingFull: 1}},
 		"systemctl restart":   {Interfaces: up, Problems: []string{"no progress: the reader of the event ring"}},
 		"":                    {Interfaces: up},
 	} {
@@ -73,7 +73,7 @@ func TestRemedies(t *testing.T) {
 }
 
 func TestLosses(t *testing.T) {
-	s := daemon.Status{Outputs: []daemon.OutputStatus{{Name: "journald", Withheld: 9}, {Name: "nats"}}}
+	s := api.Status{Outputs: []api.OutputStatus{{Name: "journald", Withheld: 9}, {Name: "nats"}}}
 	if got := losses(&s); got != "nothing" {
 		t.Errorf("%q", got)
 	}
@@ -85,7 +85,7 @@ func TestLosses(t *testing.T) {
 }
 
 func TestAtRisk(t *testing.T) {
-	var s daemon.Status
+	var s api.Status
 	if got := atRisk(&s); got != "nothing" {
 		t.Errorf("%q", got)
 	}

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/flatd/flatd/cmd/flatctl/top"
-	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/flows"
 )
 
@@ -24,8 +24,8 @@ type feed struct {
 	board    *top.Board
 	account  account
 	filtered bool
-	first    map[string]daemon.Books // of each host, when it was first asked
-	away     time.Time               // when the source last said something; zero: it is at work
+	first    map[string]api.Books // of each host, when it was first asked
+	away     time.Time            // when the source last said something; zero: it is at work
 	stop     context.CancelFunc
 	stopped  chan struct{}
 }
@@ -85,7 +85,7 @@ func (f *feed) follow(ctx context.Context, conditions url.Values, failed func(er
 	live, stopped := make(chan struct{}), make(chan struct{})
 	ended := make(chan error, 1)
 	f.mu.Lock()
-	f.board, f.account, f.first, f.away = nil, account{}, make(map[string]daemon.Books), time.Time{}
+	f.board, f.account, f.first, f.away = nil, account{}, make(map[string]api.Books), time.Time{}
 	f.filtered, f.stop, f.stopped = len(conditions) > 0, stop, stopped
 	f.mu.Unlock()
 	began := sync.OnceFunc(func() {

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/flatd/flatd/daemon"
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/packaging/testbed/tshark"
 )
@@ -131,7 +131,7 @@ func (s *site) judge(found []tshark.Found) (all []judged) {
 // exchanges are those that the API remembers, the oldest first.
 func (s *site) exchanges() (all []flows.Event) {
 	s.t.Helper()
-	out, status := s.run("events", "-o", "json", "-n", fmt.Sprint(daemon.RecentMax))
+	out, status := s.run("events", "-o", "json", "-n", fmt.Sprint(api.RecentMax))
 	if status != 0 {
 		s.t.Fatal(out)
 	}
@@ -293,7 +293,7 @@ func (s *site) checkHistograms(found []judged) {
 	s.t.Helper()
 	c := client{socket: &s.socket}
 	for kind, want := range figuresBy(found, func(j *judged) string { return j.Kind }) {
-		var api daemon.Histograms
+		var api api.Histograms
 		if err := c.get("/v1/histogram?side=client&kind="+kind, &api); err != nil {
 			s.t.Fatal(err)
 		}

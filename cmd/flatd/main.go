@@ -39,7 +39,7 @@ func exitCode(err error) int {
 	switch {
 	case errors.Is(err, errUsage):
 		return exitUsage
-	case errors.Is(err, daemon.ErrConfig):
+	case errors.Is(err, config.ErrInvalid):
 		return exitConfig
 	}
 	return exitFailed
@@ -85,7 +85,7 @@ It runs as a service: systemctl enable --now flatd. Talk to it with flatctl.`,
 
 func checkConfig(c *cobra.Command, path string) error {
 	if _, err := config.Load(path); err != nil {
-		return fmt.Errorf("%w:\n%w", daemon.ErrConfig, err)
+		return fmt.Errorf("%w:\n%w", config.ErrInvalid, err)
 	}
 	fmt.Fprintf(c.OutOrStdout(), "%s: good\n", path)
 	return nil

@@ -18,6 +18,9 @@ import (
 	"github.com/flatd/flatd/outputs"
 )
 
+// ErrInvalid marks errors of the configuration.
+var ErrInvalid = errors.New("bad configuration")
+
 // DefaultPath is where the configuration is, unless the command line says
 // otherwise. A host without this file runs on the defaults.
 const DefaultPath = "/etc/flatd/flatd.toml"

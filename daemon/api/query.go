@@ -1,4 +1,4 @@
-package daemon
+package api
 
 import (
 	"errors"
@@ -11,12 +11,19 @@ import (
 	"github.com/flatd/flatd/flows"
 )
 
-// query is what /v1/events is asked for.
-type query struct {
-	limit  int
-	follow bool
-	text   bool // lines for people instead of JSON
-	color  bool
+// RecentMax is how many events the daemon remembers.
+const RecentMax = 1024
+
+// OldestHeader is, in an answer of /v1/events, the time of the oldest event that
+// flatd remembers, if it has forgotten older ones.
+const OldestHeader = "Flatd-Oldest"
+
+// EventsQuery is what /v1/events is asked for.
+type EventsQuery struct {
+	Limit  int
+	Follow bool
+	Text   bool // lines for people instead of JSON
+	Color  bool
 	EventFilter
 }
 
@@ -28,10 +35,10 @@ func queryNames() []string {
 	return append([]string{"limit", "follow", "format", "color"}, EventFilterNames()...)
 }
 
-// parseQuery reads the parameters that queryNames has. Those of which there may
+// ParseEventsQuery reads the parameters that queryNames has. Those of which there may
 // be several are repeated or separated by commas.
-func parseQuery(values url.Values) (query, error) {
-	q := query{limit: 100}
+func ParseEventsQuery(values url.Values) (EventsQuery, error) {
+	q := EventsQuery{Limit: 100}
 	for name, texts := range values {
 		if err := q.set(name, texts); err != nil {
 			return q, parameterError(name, texts, err, queryNames())
@@ -40,20 +47,20 @@ func parseQuery(values url.Values) (query, error) {
 	return q, nil
 }
 
-func (q *query) set(name string, texts []string) (err error) {
+func (q *EventsQuery) set(name string, texts []string) (err error) {
 	switch name {
 	case "limit":
-		q.limit, err = strconv.Atoi(texts[0])
-		if err == nil && (q.limit < 0 || q.limit > RecentMax) {
+		q.Limit, err = strconv.Atoi(texts[0])
+		if err == nil && (q.Limit < 0 || q.Limit > RecentMax) {
 			err = fmt.Errorf("must be from 0 to %d", RecentMax)
 		}
 	case "follow":
-		q.follow, err = strconv.ParseBool(texts[0])
+		q.Follow, err = strconv.ParseBool(texts[0])
 	case "format":
 		_, err = oneOf(texts, "json", "text")
-		q.text = texts[0] == "text"
+		q.Text = texts[0] == "text"
 	case "color":
-		q.color, err = strconv.ParseBool(texts[0])
+		q.Color, err = strconv.ParseBool(texts[0])
 	default:
 		err = q.Set(name, texts)
 	}

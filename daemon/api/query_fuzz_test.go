@@ -1,4 +1,4 @@
-package daemon
+package api
 
 import (
 	"net/netip"
@@ -32,15 +32,15 @@ func FuzzQueryParameters(f *testing.F) {
 		if err != nil {
 			return
 		}
-		q, err := parseQuery(values)
+		q, err := ParseEventsQuery(values)
 		if err != nil {
 			if strings.ContainsFunc(err.Error(), func(r rune) bool { return !unicode.IsPrint(r) }) {
 				t.Errorf("the message is %q", err)
 			}
 			return
 		}
-		if q.limit < 0 || q.limit > RecentMax {
-			t.Errorf("limit %d", q.limit)
+		if q.Limit < 0 || q.Limit > RecentMax {
+			t.Errorf("limit %d", q.Limit)
 		}
 		for _, n := range []int{len(q.kinds), len(q.sides), len(q.results), len(q.peers), len(q.from), len(q.to), len(q.ports), len(q.interfaces), len(q.units)} {
 			if n > wordsMax {

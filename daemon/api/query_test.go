@@ -1,4 +1,4 @@
-package daemon
+package api
 
 import (
 	"net/netip"
@@ -55,7 +55,7 @@ func TestQueryMatches(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		q, err := parseQuery(values)
+		q, err := ParseEventsQuery(values)
 		if err != nil {
 			t.Errorf("%q: %v", text, err)
 			continue
@@ -73,7 +73,7 @@ func TestQueryUnitUnknown(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		q, err := parseQuery(values)
+		q, err := ParseEventsQuery(values)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -85,7 +85,7 @@ func TestQueryUnitUnknown(t *testing.T) {
 
 // A duration is so long ago.
 func TestQuerySinceDuration(t *testing.T) {
-	q, err := parseQuery(url.Values{"since": {"1h"}})
+	q, err := ParseEventsQuery(url.Values{"since": {"1h"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +97,7 @@ func TestQuerySinceDuration(t *testing.T) {
 }
 
 func TestHistogramQuery(t *testing.T) {
-	labels := histogramLabels{iface: "eth0", kind: "tcp", side: "client", family: "ipv4", result: "established"}
+	part := HistogramPart{Interface: "eth0", Kind: "tcp", Side: "client", Family: "ipv4", Result: "established"}
 	for text, want := range map[string]bool{
 		"": true, "kind=tcp,dns": true, "kind=dns": false, "side=client&family=ipv4": true, "family=ipv6": false,
 		"interface=lo&interface=eth0": true, "interface=lo": false, "result=established": true, "result=refused": false,
@@ -109,7 +109,7 @@ func TestHistogramQuery(t *testing.T) {
 		q, err := ParseHistogramQuery(values)
 		if err != nil {
 			t.Errorf("%q: %v", text, err)
-		} else if got := q.match(labels); got != want {
+		} else if got := q.Match(&part); got != want {
 			t.Errorf("%q matches: %t, want %t", text, got, want)
 		}
 	}
@@ -155,54 +155,8 @@ func TestQueryRefusesWithReason(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := parseQuery(values); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := ParseEventsQuery(values); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: error %v, want one that says %q", text, err, want)
 		}
-	}
-}
-
-func TestRecent(t *testing.T) {
-	r := newRecent()
-	all := func(*flows.Event) bool { return true }
-	add := func(from, to int) {
-		for i := from; i < to; i++ {
-			r.add(&flows.Event{Sequence: uint64(i)})
-		}
-	}
-	add(0, RecentMax+10) // the first ten are forgotten
-	if got := r.latest(RecentMax, all); len(got) != RecentMax || got[0].Sequence != 10 || got[RecentMax-1].Sequence != RecentMax+9 {
-		t.Errorf("%d events from %d", len(got), got[0].Sequence)
-	}
-	odd := func(e *flows.Event) bool { return e.Sequence%2 == 1 }
-	if got := r.latest(2, odd); len(got) != 2 || got[0].Sequence != RecentMax+7 || got[1].Sequence != RecentMax+9 {
-		t.Errorf("the latest two odd ones: %v", got)
-	}
-
-	past, f, err := r.follow(1, all)
-	if err != nil || len(past) != 1 {
-		t.Fatalf("follow: %d events, %v", len(past), err)
-	}
-	// A follower that does not read holds nobody up, and is told what it missed.
-	add(5000, 5000+followerRoom+7)
-	if first := <-f.events; first.Sequence != 5000 {
-		t.Errorf("the first one followed is %d, want 5000", first.Sequence)
-	}
-	if missed := r.takeMissed(f); missed != 7 {
-		t.Errorf("missed %d, want 7", missed)
-	}
-	if missed := r.takeMissed(f); missed != 0 {
-		t.Errorf("told twice: %d", missed)
-	}
-	for range followersMax - 1 {
-		if _, _, err := r.follow(0, all); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if _, _, err := r.follow(0, all); err == nil {
-		t.Error("one follower too many is let in")
-	}
-	r.unfollow(f)
-	if _, _, err := r.follow(0, all); err != nil {
-		t.Errorf("no room after one has gone: %v", err)
 	}
 }
