@@ -21,6 +21,7 @@ import (
 	"github.com/flatd/flatd/bpf"
 	"github.com/flatd/flatd/daemon/cgroups"
 	"github.com/flatd/flatd/daemon/config"
+	"github.com/flatd/flatd/daemon/links"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/outputs"
 )
@@ -46,7 +47,7 @@ type Daemon struct {
 	fanout   *outputs.Fanout
 	recent   *recent
 	pipeline *pipeline
-	links    *links
+	links    *links.Keeper
 	owners   *cgroups.Tree
 	service  *service
 
@@ -124,12 +125,10 @@ func (d *Daemon) run(ctx context.Context) error {
 	if err := d.pipeline.renewLease(d.config.KeepFor); err != nil {
 		return err
 	}
-	d.links = newLinks(d.state, d.pipeline, d.config, d.options.Reconcile, d.log)
+	d.links = links.New(d.state, d.pipeline, d.config, d.options.Reconcile, d.log)
 
 	// What waits in the ring is read at once, and is to have names.
-	if devices, err := listDevices(false); err == nil {
-		d.links.learnNames(devices)
-	}
+	d.links.LearnNames()
 
 	d.serveNATS(d.config.Outputs.NATS)
 
@@ -143,7 +142,7 @@ func (d *Daemon) run(ctx context.Context) error {
 		})
 	}
 	run("pipeline", d.pipeline.run)
-	run("interfaces", d.links.run)
+	run("interfaces", d.links.Run)
 	run("cgroups", d.owners.Run)
 	run("lease", d.renewLease)
 	run("control socket", func(ctx context.Context) error { return d.service.serve(ctx, d) })
@@ -160,7 +159,7 @@ func (d *Daemon) run(ctx context.Context) error {
 // does not pay for it for ever.
 func (d *Daemon) renewLease(ctx context.Context) error {
 	select {
-	case <-d.links.ready:
+	case <-d.links.Ready:
 	case <-ctx.Done():
 		return nil
 	}
@@ -199,7 +198,7 @@ func (d *Daemon) reloadOnHangup(ctx context.Context) error {
 // stop delivers what has been measured, then leaves. The programs stay.
 func (d *Daemon) stop() error {
 	d.service.stopping(drainTime)
-	d.pipeline.status(flows.ActionStop, flows.Interface{}, "flatd stops; the programs stay attached and go on measuring")
+	d.pipeline.Status(flows.ActionStop, flows.Interface{}, "flatd stops; the programs stay attached and go on measuring")
 	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
 	err := d.pipeline.drain(ctx)
@@ -254,9 +253,9 @@ func (d *Daemon) Reload() error {
 	d.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), reloadTime)
 	defer cancel()
-	d.links.configure(ctx, loaded)
+	d.links.Configure(ctx, loaded)
 	d.log.Info("configuration reloaded", "file", d.options.ConfigPath)
-	d.pipeline.status(flows.ActionConfig, flows.Interface{}, "configuration reloaded")
+	d.pipeline.Status(flows.ActionConfig, flows.Interface{}, "configuration reloaded")
 	return nil
 }
 

@@ -319,8 +319,8 @@ func (p *pipeline) tellSummary(now time.Time) error {
 	return nil
 }
 
-// status reports an event in flatd's own life, of an interface or of none.
-func (p *pipeline) status(action flows.Action, iface flows.Interface, message string) {
+// Status reports an event in flatd's own life, of an interface or of none.
+func (p *pipeline) Status(action flows.Action, iface flows.Interface, message string) {
 	p.emit(p.statusEvent(&flows.Status{Action: action, Message: message}, iface))
 }
 
@@ -390,4 +390,4 @@ func (p *pipeline) renewLease(keep time.Duration) error {
 
 // setNames takes the names of the interfaces by index. Names of those that
 // have gone are kept by the caller for as long as events of theirs may come.
-func (p *pipeline) setNames(names map[int]string) { p.names.Store(&names) }
+func (p *pipeline) SetNames(names map[int]string) { p.names.Store(&names) }

@@ -117,7 +117,7 @@ func (s *service) close() {
 // is alive, until ctx ends.
 func (s *service) report(ctx context.Context, d *Daemon) error {
 	select {
-	case <-d.links.ready:
+	case <-d.links.Ready:
 	case <-ctx.Done():
 		return nil
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/flatd/flatd/bpf"
 	"github.com/flatd/flatd/daemon/api"
+	"github.com/flatd/flatd/daemon/links"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/outputs"
 )
@@ -62,11 +63,11 @@ func outputStatus(o outputs.Stats) api.OutputStatus {
 // interfaces lists those that are measured, then those that are not but should.
 func (d *Daemon) interfaces() []api.InterfaceStatus {
 	all := []api.InterfaceStatus{}
-	ahead := *d.links.ahead.Load()
+	ahead := d.links.Ahead()
 	for _, a := range d.state.Attachments() {
 		all = append(all, api.InterfaceStatus{Name: a.Name, Index: a.Index, Mode: a.Mode, L3: a.L3, Ahead: ahead[a.Index]})
 	}
-	failing := *d.links.failing.Load()
+	failing := d.links.Failing()
 	names := make([]string, 0, len(failing))
 	for name := range failing {
 		names = append(names, name)
@@ -154,18 +155,17 @@ func (d *Daemon) statusLine() string {
 // How long each part may take over what it does in a loop.
 const (
 	pipelinePatience = 15 * time.Second
-	linksPatience    = 2*reconcileEvery + 15*time.Second
+	linksPatience    = 2*links.ReconcileEvery + 15*time.Second
 	outputsPatience  = 4 * outputs.WriteTimeout
 )
 
 // stuck names what makes no progress, or is "".
 func (d *Daemon) stuck() string {
 	now := time.Now()
-	since := func(unix int64) time.Duration { return now.Sub(time.Unix(unix, 0)) }
-	if since(d.pipeline.beat.Load()) > pipelinePatience {
+	if now.Sub(time.Unix(d.pipeline.beat.Load(), 0)) > pipelinePatience {
 		return "the reader of the event ring"
 	}
-	if since(d.links.beat.Load()) > linksPatience {
+	if now.Sub(d.links.Beat()) > linksPatience {
 		return "the watch on the interfaces"
 	}
 	if now.Sub(d.fanout.Progress()) > outputsPatience {
@@ -175,5 +175,5 @@ func (d *Daemon) stuck() string {
 }
 
 func (d *Daemon) tellStart() {
-	d.pipeline.status(flows.ActionStart, flows.Interface{}, fmt.Sprintf("flatd %s started (%s): %s", d.options.Version, d.state.Start, d.statusLine()))
+	d.pipeline.Status(flows.ActionStart, flows.Interface{}, fmt.Sprintf("flatd %s started (%s): %s", d.options.Version, d.state.Start, d.statusLine()))
 }

@@ -199,7 +199,7 @@ func (p *pipeline) reportBoth() {
 		return
 	}
 	p.previous.both += n
-	p.status(flows.ActionConfig, flows.Interface{}, fmt.Sprintf("%d exchanges were begun by the programs of both layouts and are reported once; %d sequence numbers are unused", n, n))
+	p.Status(flows.ActionConfig, flows.Interface{}, fmt.Sprintf("%d exchanges were begun by the programs of both layouts and are reported once; %d sequence numbers are unused", n, n))
 }
 
 // endTakeover removes the previous state once nothing is left to come of it.
@@ -226,7 +226,7 @@ func (p *pipeline) endTakeover() error {
 	p.previous = nil
 	p.takingOver.Store(false)
 	p.log.Info("took over from the programs of another layout", "layout", t.state.Name(), "events", p.takenOver.Load())
-	p.status(flows.ActionConfig, flows.Interface{}, "took over from the programs of layout "+t.state.Name())
+	p.Status(flows.ActionConfig, flows.Interface{}, "took over from the programs of layout "+t.state.Name())
 	return errors.Join(t.state.Remove(), p.state.EndTakeOver())
 }
 

@@ -31,11 +31,17 @@ var mayImport = map[string]map[string]string{
 		"flows":   "which kinds, sides and results there are",
 		"outputs": "which subjects are valid",
 	},
+	"daemon/links": {
+		"bpf":           "it attaches the programs",
+		"daemon/config": "it says which interfaces",
+		"flows":         "what becomes of an interface is an event",
+	},
 	"daemon": {
 		"bpf":            "it has the programs measure, and reads what they report",
 		"daemon/api":     "it answers so",
 		"daemon/cgroups": "it names who asked",
 		"daemon/config":  "it does as it says",
+		"daemon/links":   "it has the programs where they belong",
 		"flows":          "it makes events of records",
 		"outputs":        "it hands events to them",
 	},

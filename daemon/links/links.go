@@ -1,4 +1,5 @@
-package daemon
+// Package links keeps the programs on the interfaces that the configuration names.
+package links
 
 import (
 	"context"
@@ -20,17 +21,36 @@ import (
 	"github.com/flatd/flatd/flows"
 )
 
-// links keeps the programs on the interfaces that the configuration asks for,
+// Programs is what a Keeper may do with the state in the kernel.
+type Programs interface {
+	Attach(bpf.Interface) (changed bool, err error)
+	Detach(index int) error
+	Attachments() []bpf.Attachment
+	Leftovers() ([]int, error)
+	Ahead(index int) ([]string, error)
+	Mode(index int) bpf.Mode
+	SetMode(bpf.Mode)
+	SetTranslating(indexes []int)
+}
+
+// Events is whom a Keeper tells what becomes of interfaces.
+type Events interface {
+	Status(action flows.Action, iface flows.Interface, message string)
+	SetNames(map[int]string)
+}
+
+// Keeper keeps the programs on the interfaces that the configuration asks for,
 // while interfaces come, go and change their names. Whatever happens leads to
-// the same step: compare the wish with what is attached, and mend.
-type links struct {
-	state    *bpf.State
-	pipeline *pipeline
+// the same step: compare the wish with what is attached, and mend. All but
+// Configure, Ahead, Failing and Beat is for the goroutine of Run.
+type Keeper struct {
+	programs Programs
+	events   Events
 	log      *slog.Logger
 
 	config  atomic.Pointer[config.Config]
 	changed chan chan struct{} // config is new; close what comes when it is in force
-	ready   chan struct{}      // closed when the interfaces there are have been attached
+	Ready   chan struct{}      // closed when the interfaces there are have been attached
 	beat    atomic.Int64       // unix seconds of the last reconciliation
 	failing atomic.Pointer[map[string]string]
 
@@ -46,22 +66,23 @@ type links struct {
 }
 
 const (
-	reconcileEvery = 30 * time.Second
+	// ReconcileEvery is how long it takes at most until what nobody reported is noticed.
+	ReconcileEvery = 30 * time.Second
 	// Interfaces come and go in flocks; their changes are dealt with together.
 	settleTime    = 50 * time.Millisecond
 	settleTimeMax = 500 * time.Millisecond
 	namesMax      = 4096
 )
 
-// newLinks takes how often to reconcile when nothing has changed, 0 for the
+// New takes how often to reconcile when nothing has changed, 0 for the
 // default.
-func newLinks(state *bpf.State, p *pipeline, c config.Config, every time.Duration, log *slog.Logger) *links {
+func New(programs Programs, events Events, c config.Config, every time.Duration, log *slog.Logger) *Keeper {
 	if every == 0 {
-		every = reconcileEvery
+		every = ReconcileEvery
 	}
-	l := &links{
-		state: state, pipeline: p, log: log, first: true, every: every,
-		changed: make(chan chan struct{}), ready: make(chan struct{}),
+	l := &Keeper{
+		programs: programs, events: events, log: log, first: true, every: every,
+		changed: make(chan chan struct{}), Ready: make(chan struct{}),
 		names: make(map[int]string), putBack: make(map[int]time.Time),
 	}
 	l.config.Store(&c)
@@ -70,9 +91,9 @@ func newLinks(state *bpf.State, p *pipeline, c config.Config, every time.Duratio
 	return l
 }
 
-// configure makes c the wish and returns when the interfaces are as it says,
+// Configure makes c the wish and returns when the interfaces are as it says,
 // as far as they can be, or ctx ends.
-func (l *links) configure(ctx context.Context, c config.Config) {
+func (l *Keeper) Configure(ctx context.Context, c config.Config) {
 	l.config.Store(&c)
 	done := make(chan struct{})
 	select {
@@ -86,10 +107,10 @@ func (l *links) configure(ctx context.Context, c config.Config) {
 	}
 }
 
-// run reconciles at first, whenever the kernel reports a change, and from time
+// Run reconciles at first, whenever the kernel reports a change, and from time
 // to time, until ctx ends. The subscription comes first, so that nothing is
 // missed in between.
-func (l *links) run(ctx context.Context) error {
+func (l *Keeper) Run(ctx context.Context) error {
 	kernel, err := subscribe()
 	if err != nil {
 		return err
@@ -100,7 +121,7 @@ func (l *links) run(ctx context.Context) error {
 	return tasks.Wait()
 }
 
-func (l *links) watch(ctx context.Context, changes <-chan struct{}) {
+func (l *Keeper) watch(ctx context.Context, changes <-chan struct{}) {
 	tick := time.NewTicker(l.every)
 	defer tick.Stop()
 	var asked chan struct{} // whoever waits for the next reconciliation
@@ -142,7 +163,7 @@ func settle(ctx context.Context, took time.Duration) {
 // detaches what is wanted no longer. Unless it is thorough, it leaves alone where
 // it has put something back a short time ago: two that put themselves back would
 // keep each other busy.
-func (l *links) reconcile(thorough bool) error {
+func (l *Keeper) reconcile(thorough bool) error {
 	c := l.config.Load()
 	devices, err := listDevices(slices.Contains(c.Interfaces, "auto"))
 	if err != nil {
@@ -152,8 +173,8 @@ func (l *links) reconcile(thorough bool) error {
 		clear(l.putBack)
 	}
 	l.learnNames(devices)
-	l.state.SetTranslating(translating(devices))
-	l.state.SetMode(bpf.Mode(c.Attach))
+	l.programs.SetTranslating(translating(devices))
+	l.programs.SetMode(bpf.Mode(c.Attach))
 	wanted := wish(devices, c.Interfaces, c.Exclude)
 	l.detachOthers(wanted)
 	failing := make(map[string]string)
@@ -167,12 +188,28 @@ func (l *links) reconcile(thorough bool) error {
 	l.beat.Store(time.Now().Unix())
 	if l.first {
 		l.first = false
-		close(l.ready)
+		close(l.Ready)
 	}
 	return nil
 }
 
-func (l *links) learnNames(devices []device) {
+// Ahead are the programs of others that see packets before ours do, by interface.
+func (l *Keeper) Ahead() map[int][]string { return *l.ahead.Load() }
+
+// Failing says why interfaces that should be measured are not, by their names.
+func (l *Keeper) Failing() map[string]string { return *l.failing.Load() }
+
+// Beat is when interfaces were last reconciled.
+func (l *Keeper) Beat() time.Time { return time.Unix(l.beat.Load(), 0) }
+
+// LearnNames tells of the names that interfaces have now. Not while Run does.
+func (l *Keeper) LearnNames() {
+	if devices, err := listDevices(false); err == nil {
+		l.learnNames(devices)
+	}
+}
+
+func (l *Keeper) learnNames(devices []device) {
 	if len(l.names) > namesMax {
 		clear(l.names)
 	}
@@ -183,24 +220,24 @@ func (l *links) learnNames(devices []device) {
 	for index, name := range l.names {
 		names[index] = name
 	}
-	l.pipeline.setNames(names)
+	l.events.SetNames(names)
 }
 
 // detachOthers also finds what an earlier daemon attached. Interfaces that have
 // gone took their programs with them, but their pins remain.
-func (l *links) detachOthers(wanted []device) {
+func (l *Keeper) detachOthers(wanted []device) {
 	isWanted := func(index int) bool {
 		return slices.ContainsFunc(wanted, func(d device) bool { return d.Index == index })
 	}
 	var others []int
 	if l.first {
-		left, err := l.state.Leftovers()
+		left, err := l.programs.Leftovers()
 		if err != nil {
 			l.log.Warn("programs of an earlier flatd could not be listed", "error", err)
 		}
 		others = left
 	}
-	for _, a := range l.state.Attachments() {
+	for _, a := range l.programs.Attachments() {
 		others = append(others, a.Index)
 	}
 	slices.Sort(others)
@@ -212,19 +249,19 @@ func (l *links) detachOthers(wanted []device) {
 	}
 }
 
-func (l *links) detach(index int) {
+func (l *Keeper) detach(index int) {
 	name := l.names[index]
-	if err := l.state.Detach(index); err != nil {
+	if err := l.programs.Detach(index); err != nil {
 		l.log.Warn("interface not detached", "interface", name, "error", err)
 		return
 	}
 	l.log.Info("detached", "interface", name, "index", index)
-	l.pipeline.status(flows.ActionDetach, flows.Interface{Index: index, Name: name}, "no longer measuring "+name)
+	l.events.Status(flows.ActionDetach, flows.Interface{Index: index, Name: name}, "no longer measuring "+name)
 }
 
-func (l *links) attach(wanted []device, failing map[string]string) {
+func (l *Keeper) attach(wanted []device, failing map[string]string) {
 	before := make(map[int]bpf.Attachment)
-	for _, a := range l.state.Attachments() {
+	for _, a := range l.programs.Attachments() {
 		before[a.Index] = a
 	}
 	for _, d := range wanted {
@@ -235,7 +272,7 @@ func (l *links) attach(wanted []device, failing map[string]string) {
 		if time.Since(l.putBack[d.Index]) < l.every {
 			continue
 		}
-		changed, err := l.state.Attach(d.Interface)
+		changed, err := l.programs.Attach(d.Interface)
 		if errors.Is(err, unix.ENODEV) { // gone since it was listed
 			if before[d.Index].Mode != "" {
 				l.detach(d.Index) // now: the attempt to attach it may have forgotten it
@@ -251,19 +288,19 @@ func (l *links) attach(wanted []device, failing map[string]string) {
 }
 
 // tellAttached says what is new about an interface that is attached.
-func (l *links) tellAttached(d device, before bpf.Attachment, changed bool) {
+func (l *Keeper) tellAttached(d device, before bpf.Attachment, changed bool) {
 	iface := flows.Interface{Index: d.Index, Name: d.Name}
 	renamed := before.Name != d.Name
 	switch {
 	case before.Mode == "", changed && renamed: // the latter is another one of the same index
 		l.log.Info("measuring", "interface", d.Name, "index", d.Index, "adopted", !changed)
-		l.pipeline.status(flows.ActionAttach, iface, "measuring "+d.Name)
-	case changed && l.state.Mode(d.Index) != before.Mode:
-		l.log.Info("attached the other way", "interface", d.Name, "attach", l.state.Mode(d.Index))
+		l.events.Status(flows.ActionAttach, iface, "measuring "+d.Name)
+	case changed && l.programs.Mode(d.Index) != before.Mode:
+		l.log.Info("attached the other way", "interface", d.Name, "attach", l.programs.Mode(d.Index))
 	case changed:
 		l.putBack[d.Index] = time.Now()
 		l.log.Warn("the programs had been removed by somebody else, put them back", "interface", d.Name)
-		l.pipeline.status(flows.ActionAttach, iface, "measuring "+d.Name+" again: somebody had removed the programs")
+		l.events.Status(flows.ActionAttach, iface, "measuring "+d.Name+" again: somebody had removed the programs")
 	case renamed:
 		l.log.Info("interface renamed", "interface", d.Name, "index", d.Index, "before", before.Name)
 	}
@@ -271,10 +308,10 @@ func (l *links) tellAttached(d device, before bpf.Attachment, changed bool) {
 
 // lookAhead says once what others have attached ahead of ours, and again when
 // that is something else.
-func (l *links) lookAhead() {
+func (l *Keeper) lookAhead() {
 	before, now := *l.ahead.Load(), make(map[int][]string)
-	for _, a := range l.state.Attachments() {
-		ahead, err := l.state.Ahead(a.Index)
+	for _, a := range l.programs.Attachments() {
+		ahead, err := l.programs.Ahead(a.Index)
 		if err != nil { // gone or removed since it was attached, of which there will be news
 			l.log.Debug("programs ahead unknown", "interface", a.Name, "error", err)
 			continue
@@ -289,14 +326,14 @@ func (l *links) lookAhead() {
 		default:
 			list := strings.Join(ahead, "; ")
 			l.log.Warn("others see the packets before flatd does, which misses those they swallow", "interface", a.Name, "ahead", list)
-			l.pipeline.status(flows.ActionPreceded, iface, "on "+a.Name+" others see the packets before flatd does, which misses those they swallow: "+list)
+			l.events.Status(flows.ActionPreceded, iface, "on "+a.Name+" others see the packets before flatd does, which misses those they swallow: "+list)
 		}
 	}
 	l.ahead.Store(&now)
 }
 
 // fail notes why an interface is not measured, and says so when it is news.
-func (l *links) fail(failing map[string]string, name, reason string) {
+func (l *Keeper) fail(failing map[string]string, name, reason string) {
 	failing[name] = reason
 	if (*l.failing.Load())[name] != reason {
 		l.log.Warn("interface is not measured, waiting for a change and trying again every 30 s", "interface", name, "reason", reason)
@@ -304,7 +341,7 @@ func (l *links) fail(failing map[string]string, name, reason string) {
 }
 
 // tellWish says once what the configuration names in vain.
-func (l *links) tellWish(c *config.Config, devices, wanted []device) {
+func (l *Keeper) tellWish(c *config.Config, devices, wanted []device) {
 	noRoute := slices.Contains(c.Interfaces, "auto") && !slices.ContainsFunc(devices, func(d device) bool { return d.Default })
 	if noRoute && !l.noRoute {
 		l.log.Warn("no default route yet, so \"auto\" names no interface; waiting for one")

@@ -1,4 +1,4 @@
-package daemon
+package links
 
 import (
 	"slices"
