@@ -50,7 +50,7 @@ test-go: ## run the tests that need neither root nor a kernel, with the race det
 	go test -race -short ./flows ./outputs ./packaging
 
 test-race: setup-test ## the tests of the daemon with the race detector, in the tests and in the daemon
-	FLATD_RACE=1 GORACE=halt_on_error=1 go test -race -count=1 -timeout 25m $(AS_ROOT) ./daemon
+	FLATD_RACE=1 GORACE=halt_on_error=1 go test -race -count=1 -p 1 -timeout 25m $(AS_ROOT) ./daemon/...
 
 test-soak: setup-test ## the tests that stop, kill, upgrade and flood flatd, in their long form
 	FLATD_SOAK=60 go test -count=1 -p 1 -timeout 150m -run 'NothingIsLost|FirstStart|Spoofed|AwayForAWhile|Upgrade|EveryStage' \

@@ -45,7 +45,13 @@ func (s *State) Previous() (*Previous, error) {
 		found.two.skipTimeouts = s.options.SkipResults>>resultTimeout2&1 == 1
 		found.two.noteReturn(s, found.dir)
 	}
-	return found, s.beginWatch(found)
+	if err := s.beginWatch(found); err != nil {
+		return found, err
+	}
+	if found != nil && s.TakingOver() {
+		s.Start = StartBeside
+	}
+	return found, nil
 }
 
 // isAhead reports whether the other state is that of a start that was cut short before

@@ -21,6 +21,7 @@ import (
 
 	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/daemon/config"
+	"github.com/flatd/flatd/daemon/pipeline"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/packaging/testbed"
 )
@@ -251,7 +252,7 @@ func TestFollowersThatNeverRead(t *testing.T) {
 	const follow = "GET /v1/events?follow=true&limit=0&kind=tcp,status HTTP/1.1\r\nHost: flatd\r\n\r\n"
 	var followers []net.Conn
 	var first *http.Response
-	for range followersMax {
+	for range pipeline.FollowersMax {
 		conn := connectTo(t, p.socket)
 		if _, err := io.WriteString(conn, follow); err != nil {
 			t.Fatal(err)
@@ -313,7 +314,7 @@ type hall struct {
 
 func newHall(t *testing.T, l limits) *hall {
 	t.Helper()
-	h := &hall{Daemon: &Daemon{config: config.Defaults(), recent: newRecent(), host: flows.Host{Name: "h"}, log: slog.New(slog.DiscardHandler)}, socket: filepath.Join(t.TempDir(), "s")}
+	h := &hall{Daemon: &Daemon{config: config.Defaults(), recent: pipeline.NewRecent(), host: flows.Host{Name: "h"}, log: slog.New(slog.DiscardHandler)}, socket: filepath.Join(t.TempDir(), "s")}
 	h.door = newDoor(l, h.log)
 	listener, err := net.Listen("unix", h.socket)
 	if err != nil {
@@ -329,7 +330,7 @@ func newHall(t *testing.T, l limits) *hall {
 		}
 	})
 	for i := range api.RecentMax {
-		h.recent.add(&flows.Event{Kind: flows.KindTCP, Sequence: uint64(i)})
+		h.recent.Add(&flows.Event{Kind: flows.KindTCP, Sequence: uint64(i)})
 	}
 	return h
 }
@@ -340,9 +341,7 @@ func (h *hall) awaitEmpty(t *testing.T) {
 	inside := func() (int, int) {
 		h.door.mu.Lock()
 		defer h.door.mu.Unlock()
-		h.recent.mu.Lock()
-		defer h.recent.mu.Unlock()
-		return len(h.door.guests), len(h.recent.followers)
+		return len(h.door.guests), h.recent.Followers()
 	}
 	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		guests, followers := inside()
@@ -379,11 +378,11 @@ func TestSlowClientsAreSentAway(t *testing.T) {
 		"does not read the answers": askOn("/v1/config"),
 		"does not read what follows": func(c net.Conn) {
 			_, _ = io.WriteString(c, "GET /v1/events?follow=true HTTP/1.1\r\nHost: f\r\n\r\n")
-			for h.followers() == 0 {
+			for h.recent.Followers() == 0 {
 				time.Sleep(time.Millisecond)
 			}
-			for h.followers() > 0 {
-				h.recent.add(&flows.Event{Kind: flows.KindTCP})
+			for h.recent.Followers() > 0 {
+				h.recent.Add(&flows.Event{Kind: flows.KindTCP})
 				time.Sleep(10 * time.Microsecond)
 			}
 		},
@@ -399,12 +398,6 @@ func TestSlowClientsAreSentAway(t *testing.T) {
 	}
 }
 
-func (h *hall) followers() int {
-	h.recent.mu.Lock()
-	defer h.recent.mu.Unlock()
-	return len(h.recent.followers)
-}
-
 // TestAFollowerMayStay for longer than others may take to ask.
 func TestAFollowerMayStay(t *testing.T) {
 	short := 20 * time.Millisecond
@@ -418,7 +411,7 @@ func TestAFollowerMayStay(t *testing.T) {
 		t.Fatal(err)
 	}
 	time.Sleep(5 * short) // the time itself is the subject
-	h.recent.add(&flows.Event{Kind: flows.KindTCP, Sequence: 4711})
+	h.recent.Add(&flows.Event{Kind: flows.KindTCP, Sequence: 4711})
 	for {
 		line, err := reader.ReadString('\n')
 		if err != nil {

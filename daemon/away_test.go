@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/flatd/flatd/daemon/api"
+	"github.com/flatd/flatd/daemon/pipeline"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/packaging/testbed"
 	"github.com/flatd/flatd/packaging/testbed/broker"
@@ -163,7 +164,7 @@ func (p *process) delivered() state {
 }
 
 // awaitMarks waits until the marks tell of all that has happened.
-func awaitMarks() { time.Sleep(3 * pollEvery) }
+func awaitMarks() { time.Sleep(3 * pipeline.PollEvery) }
 
 // recordSize is what a record of the exchanges takes in the ring.
 const recordSize = flows.RecordSize + 8

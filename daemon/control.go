@@ -15,6 +15,7 @@ import (
 
 	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/daemon/config"
+	"github.com/flatd/flatd/daemon/pipeline"
 	"github.com/flatd/flatd/flows"
 )
 
@@ -134,7 +135,7 @@ func (d *Daemon) serveHealth(w http.ResponseWriter, _ *http.Request) {
 
 // serveSummary writes what the latest interval that is over came to.
 func (d *Daemon) serveSummary(w http.ResponseWriter, r *http.Request) {
-	events := d.pipeline.summary.finished()
+	events := d.pipeline.Summaries()
 	var text []byte
 	if r.URL.Query().Get("format") == "text" {
 		for i := range events {
@@ -173,15 +174,15 @@ func (d *Daemon) serveEvents(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var events []flows.Event
-	var f *follower
+	var f *pipeline.Follower
 	if q.Follow {
-		if events, f, err = d.recent.follow(q.Limit, q.Match); err != nil {
+		if events, f, err = d.recent.Follow(q.Limit, q.Match); err != nil {
 			refuse(w, http.StatusTooManyRequests, err)
 			return
 		}
-		defer d.recent.unfollow(f)
+		defer d.recent.Unfollow(f)
 	} else {
-		events = d.recent.latest(q.Limit, q.Match)
+		events = d.recent.Latest(q.Limit, q.Match)
 	}
 	stream := eventStream{
 		response: http.NewResponseController(w), writer: w, append: d.host.AppendJSON,
@@ -193,7 +194,7 @@ func (d *Daemon) serveEvents(w http.ResponseWriter, r *http.Request) {
 		stream.append = func(dst []byte, e *flows.Event) []byte { return d.host.AppendLine(dst, e, q.Color) }
 	}
 	w.Header().Set("Content-Type", contentType)
-	if at, forgotten := d.recent.oldest(); forgotten {
+	if at, forgotten := d.recent.Oldest(); forgotten {
 		w.Header().Set(api.OldestHeader, at.UTC().Format(time.RFC3339Nano))
 	}
 	for i := range events {
@@ -207,21 +208,21 @@ func (d *Daemon) serveEvents(w http.ResponseWriter, r *http.Request) {
 }
 
 // follow writes what comes until the client goes or ctx ends.
-func (d *Daemon) follow(ctx context.Context, f *follower, stream *eventStream) {
+func (d *Daemon) follow(ctx context.Context, f *pipeline.Follower, stream *eventStream) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case e := <-f.events:
+		case e := <-f.Events:
 			if stream.write(&e) != nil {
 				return
 			}
 		}
-		if len(f.events) > 0 {
+		if len(f.Events) > 0 {
 			continue
 		}
-		if missed := d.recent.takeMissed(f); missed > 0 {
-			loss := d.pipeline.lossEvent(missed, fmt.Sprintf("this follower was too slow and missed %d events", missed))
+		if missed := d.recent.TakeMissed(f); missed > 0 {
+			loss := d.pipeline.LossEvent(missed, fmt.Sprintf("this follower was too slow and missed %d events", missed))
 			_ = stream.write(&loss)
 		}
 		if stream.flush() != nil {

@@ -2,8 +2,8 @@
 // what that reports, hands it to the outputs, and answers on the control
 // socket.
 //
-// Reading order: daemon.go says what there is, pipeline.go is the way of an
-// event, links.go the way of an interface.
+// Reading order: daemon.go says what there is, pipeline/pipeline.go is the way of an
+// event, links/links.go the way of an interface.
 package daemon
 
 import (
@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -22,6 +21,7 @@ import (
 	"github.com/flatd/flatd/daemon/cgroups"
 	"github.com/flatd/flatd/daemon/config"
 	"github.com/flatd/flatd/daemon/links"
+	"github.com/flatd/flatd/daemon/pipeline"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/outputs"
 )
@@ -45,8 +45,8 @@ type Daemon struct {
 	started  time.Time
 	state    *bpf.State
 	fanout   *outputs.Fanout
-	recent   *recent
-	pipeline *pipeline
+	recent   *pipeline.Recent
+	pipeline *pipeline.Pipeline
 	links    *links.Keeper
 	owners   *cgroups.Tree
 	service  *service
@@ -90,7 +90,7 @@ func (d *Daemon) openState() (err error) {
 	if d.state, err = bpf.Open(d.config.PinPath, bpf.Mode(d.config.Attach)); err != nil {
 		return err
 	}
-	if err := d.state.Apply(settings(d.config)); err != nil {
+	if err := d.state.Apply(pipeline.Settings(d.config)); err != nil {
 		return errors.Join(err, d.state.Close())
 	}
 	return nil
@@ -106,7 +106,7 @@ func (d *Daemon) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.recent = newRecent()
+	d.recent = pipeline.NewRecent()
 	d.fanout = outputs.NewFanout(drainTime, queues...)
 	d.owners = cgroups.New()
 	defer d.owners.Close()
@@ -117,12 +117,12 @@ func (d *Daemon) run(ctx context.Context) error {
 		d.log.Warn("the kernel refused the usual programs; measuring with those for Linux 5.10, which cost more. Please report it",
 			"programs", d.state.Object, "refused", d.state.Refused)
 	}
-	d.pipeline = newPipeline(d.state, reader, d.fanout, d.recent, d.owners, d.config, d.log)
-	if err := d.pipeline.takeOver(); err != nil {
+	d.pipeline = pipeline.New(d.state, reader, d.fanout, d.recent, d.owners, d.config, d.log)
+	if err := d.pipeline.TakeOver(); err != nil {
 		return err
 	}
 	// Before they are attached, and anybody hears that flatd is ready, the programs are awake.
-	if err := d.pipeline.renewLease(d.config.KeepFor); err != nil {
+	if err := d.pipeline.RenewLease(d.config.KeepFor); err != nil {
 		return err
 	}
 	d.links = links.New(d.state, d.pipeline, d.config, d.options.Reconcile, d.log)
@@ -141,7 +141,7 @@ func (d *Daemon) run(ctx context.Context) error {
 			return nil
 		})
 	}
-	run("pipeline", d.pipeline.run)
+	run("pipeline", d.pipeline.Run)
 	run("interfaces", d.links.Run)
 	run("cgroups", d.owners.Run)
 	run("lease", d.renewLease)
@@ -163,7 +163,7 @@ func (d *Daemon) renewLease(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	}
-	if err := d.pipeline.wake(d.current().KeepFor); err != nil {
+	if err := d.pipeline.Wake(d.current().KeepFor); err != nil {
 		return err
 	}
 	for {
@@ -176,7 +176,7 @@ func (d *Daemon) renewLease(ctx context.Context) error {
 			return nil
 		case <-time.After(pause):
 		}
-		if err := d.pipeline.renewLease(d.current().KeepFor); err != nil {
+		if err := d.pipeline.RenewLease(d.current().KeepFor); err != nil {
 			return err
 		}
 	}
@@ -201,12 +201,12 @@ func (d *Daemon) stop() error {
 	d.pipeline.Status(flows.ActionStop, flows.Interface{}, "flatd stops; the programs stay attached and go on measuring")
 	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
-	err := d.pipeline.drain(ctx)
+	err := d.pipeline.Drain(ctx)
 	for _, s := range d.fanout.Stats() {
 		d.log.Info("output stopped", "output", s.Name, "offered", s.Offered, "delivered", s.Delivered,
 			"withheld", s.Withheld, "failed", s.Failed, "dropped", s.Dropped, "queued", s.Queued)
 	}
-	d.log.Info("flatd stopped; measuring goes on without it", "read", d.pipeline.read.Load(),
+	d.log.Info("flatd stopped; measuring goes on without it", "read", d.pipeline.Read(),
 		"for", d.current().KeepFor, "end it with", "flatctl detach")
 	return err
 }
@@ -238,10 +238,10 @@ func (d *Daemon) Reload() error {
 	if err != nil {
 		return fmt.Errorf("%w, nothing changed: %w", config.ErrInvalid, err)
 	}
-	if err := d.pipeline.configure(loaded); err != nil {
+	if err := d.pipeline.Configure(loaded); err != nil {
 		return fmt.Errorf("apply the configuration: %w", err)
 	}
-	if err := d.pipeline.renewLease(loaded.KeepFor); err != nil {
+	if err := d.pipeline.RenewLease(loaded.KeepFor); err != nil {
 		return err
 	}
 	d.fanout.Replace(queues)
@@ -257,57 +257,4 @@ func (d *Daemon) Reload() error {
 	d.log.Info("configuration reloaded", "file", d.options.ConfigPath)
 	d.pipeline.Status(flows.ActionConfig, flows.Interface{}, "configuration reloaded")
 	return nil
-}
-
-// settings is what the kernel is told of a configuration.
-func settings(c config.Config) bpf.Settings {
-	s := bpf.Settings{
-		UDPIdle:     c.Measure.UDPInterval,
-		Timeout:     c.Measure.Timeout,
-		MinDuration: c.Filter.MinDuration,
-		Sample:      c.Filter.Sample,
-		MatchHost:   c.Measure.Match == "host",
-		DNSPorts:    c.Measure.DNSPorts,
-		Remote:      bpf.Nets{Include: c.Filter.Include, Exclude: c.Filter.Exclude},
-		Local:       bpf.Nets{Include: c.Filter.LocalInclude, Exclude: c.Filter.LocalExclude},
-		Ports:       c.Filter.Ports,
-		SkipResults: unwantedResults(c.Filter.Results),
-	}
-	s.SkipKinds = without(flows.ExchangeKinds(), c.Measure.Kinds)
-	s.SkipSides = without([]flows.Side{flows.SideClient, flows.SideServer}, c.Measure.Sides)
-	return s
-}
-
-// unwantedResults are those that the kernel is to leave out: all but the wanted,
-// or none if nothing is said.
-func unwantedResults(wanted []string) (skip []bpf.Result) {
-	if len(wanted) == 0 {
-		return nil
-	}
-	leaveOut := func(e flows.Event, r bpf.Result) {
-		if !slices.Contains(wanted, e.ResultName()) {
-			skip = append(skip, r)
-		}
-	}
-	for r := flows.ResultEstablished; r <= flows.ResultTimeout; r++ {
-		leaveOut(flows.Event{Kind: flows.KindTCP, Result: r}, bpf.Result(r))
-	}
-	for rcode := range uint16(bpf.RCodeLast + 1) {
-		leaveOut(flows.Event{Kind: flows.KindDNS, Result: flows.ResultAnswered, DNS: flows.DNS{RCode: rcode}}, bpf.DNSResult(rcode))
-	}
-	return skip
-}
-
-// without returns those of all that are not wanted, as the kernel names them.
-func without[T flows.Kind | flows.Side](all, wanted []T) (rest []uint8) {
-	for _, v := range all {
-		found := false
-		for _, w := range wanted {
-			found = found || v == w
-		}
-		if !found {
-			rest = append(rest, uint8(v))
-		}
-	}
-	return rest
 }

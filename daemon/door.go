@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/flatd/flatd/daemon/pipeline"
 )
 
 // limits bound what clients of a socket can make flatd hold and do.
@@ -25,7 +27,7 @@ type limits struct {
 }
 
 var usualLimits = limits{
-	connections: 128, atOnce: followersMax + 8, header: 16 << 10,
+	connections: 128, atOnce: pipeline.FollowersMax + 8, header: 16 << 10,
 	ask: 5 * time.Second, read: 30 * time.Second, idle: time.Minute,
 }
 

@@ -22,7 +22,7 @@ func (d *Daemon) Histograms(q api.HistogramQuery) (api.Histograms, error) {
 	}
 	h := api.Histograms{Host: d.host.Name, Time: time.Now(), Parts: []api.HistogramPart{}}
 	var total flows.Histogram
-	for labels, kernel := range mergeHistograms(all, *d.pipeline.names.Load()) {
+	for labels, kernel := range mergeHistograms(all, d.pipeline.Names()) {
 		part := api.HistogramPart{Interface: labels.iface, Kind: labels.kind, Side: labels.side, Family: labels.family, Result: labels.result}
 		if !q.Match(&part) {
 			continue

@@ -69,8 +69,9 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	for name, v := range status.Counters {
 		count(counterMetric, v, name)
 	}
-	gauge(openMetric, float64(c.d.pipeline.open[0].Load()), "client")
-	gauge(openMetric, float64(c.d.pipeline.open[1].Load()), "server")
+	ours, theirs := c.d.pipeline.Open()
+	gauge(openMetric, float64(ours), "client")
+	gauge(openMetric, float64(theirs), "server")
 	ring, books := status.Ring, status.Books
 	for part, v := range map[string]int{"size": ring.Size, "backlog": ring.Backlog, "outstanding": ring.Outstanding} {
 		gauge(ringMetric, float64(v), part)

@@ -137,14 +137,13 @@ func (s *service) report(ctx context.Context, d *Daemon) error {
 	}
 	tick := time.NewTicker(pause)
 	defer tick.Stop()
-	refused := make(map[string]*drops)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
-		d.reportRefused(refused)
+		d.pipeline.ReportRefused()
 		message := "STATUS=" + d.statusLine()
 		if stuck := d.stuck(); stuck == "" {
 			message += "\n" + sd.SdNotifyWatchdog

@@ -9,6 +9,7 @@ import (
 	"github.com/flatd/flatd/bpf"
 	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/daemon/links"
+	"github.com/flatd/flatd/daemon/pipeline"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/outputs"
 )
@@ -19,28 +20,20 @@ func (d *Daemon) Status() (api.Status, error) {
 	if err != nil {
 		return api.Status{}, err
 	}
-	p := d.pipeline
 	s := api.Status{
 		Version: d.options.Version, Host: d.host.Name, Start: d.state.Start, Since: d.started,
 		Programs: d.state.Object, Refused: d.state.Refused,
-		Interfaces: d.interfaces(), TakingOver: p.takingOver.Load(),
+		Interfaces: d.interfaces(),
 		Books: api.Books{
 			Requests: counters[bpf.Requests], Finished: counters[bpf.Finished], TimedOut: counters[bpf.TimedOut],
 			HalfOpen: counters[bpf.HalfOpen], Translated: counters[bpf.Translated], NotLooking: counters[bpf.NotLooking],
-			Open: uint64(p.open[0].Load() + p.open[1].Load()), Overdue: uint64(p.overdue.Load()),
 			Late: counters[bpf.Late], Rescued: counters[bpf.Rescued],
 			Replaced: counters[bpf.Replaced], PendingFull: counters[bpf.PendingFull], Paused: counters[bpf.Paused],
 			ResultOut: counters[bpf.ResultOut], TooFast: counters[bpf.TooFast], SampledOut: counters[bpf.SampledOut], RingFull: counters[bpf.RingFull],
-			ReadBefore: p.readBefore, Read: p.read.Load(),
-			TimeoutsSeen: p.timedOut.Load(), DecodeErrors: p.decodeErrors.Load(), Own: p.own.Load(),
-			TakenOver: p.takenOver.Load(), TakenOverLost: p.previousLost.Load(), TakenOverOut: p.previousLeftOut(), LostBefore: p.lostBefore, TakenOverBoth: p.both.Load(),
-		},
-		Ring: api.RingStatus{
-			Size: p.reader.Size(), Backlog: int(p.backlog.Load()),
-			Outstanding: int(p.outstanding.Load()), AtRisk: int(p.atRisk.Load()),
 		},
 		Counters: counters.Map(),
 	}
+	d.pipeline.Account(&s)
 	for _, o := range d.fanout.Stats() {
 		s.Outputs = append(s.Outputs, outputStatus(o))
 	}
@@ -112,7 +105,7 @@ func (d *Daemon) judge(s api.Status) (measuring bool, problems []string) {
 		problems = append(problems, fmt.Sprintf("%d events lost of those that programs of another layout were to report: their ring was full", s.Books.TakenOverLost))
 	}
 	if s.Books.LostBefore > 0 {
-		problems = append(problems, lostBefore(s.Books.LostBefore))
+		problems = append(problems, pipeline.LostBefore(s.Books.LostBefore))
 	}
 	if s.Books.PendingFull > 0 {
 		problems = append(problems, fmt.Sprintf("%d requests not followed since the pins were made: the table was full", s.Books.PendingFull))
@@ -162,7 +155,7 @@ const (
 // stuck names what makes no progress, or is "".
 func (d *Daemon) stuck() string {
 	now := time.Now()
-	if now.Sub(time.Unix(d.pipeline.beat.Load(), 0)) > pipelinePatience {
+	if now.Sub(d.pipeline.Beat()) > pipelinePatience {
 		return "the reader of the event ring"
 	}
 	if now.Sub(d.links.Beat()) > linksPatience {

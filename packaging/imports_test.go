@@ -36,14 +36,23 @@ var mayImport = map[string]map[string]string{
 		"daemon/config": "it says which interfaces",
 		"flows":         "what becomes of an interface is an event",
 	},
-	"daemon": {
-		"bpf":            "it has the programs measure, and reads what they report",
-		"daemon/api":     "it answers so",
+	"daemon/pipeline": {
+		"bpf":            "it reads what the programs report, and tells them what to",
+		"daemon/api":     "it gives account",
 		"daemon/cgroups": "it names who asked",
-		"daemon/config":  "it does as it says",
-		"daemon/links":   "it has the programs where they belong",
+		"daemon/config":  "what to measure and to report",
 		"flows":          "it makes events of records",
 		"outputs":        "it hands events to them",
+	},
+	"daemon": {
+		"bpf":             "it opens the state in the kernel",
+		"daemon/api":      "it answers so",
+		"daemon/cgroups":  "it names who asked",
+		"daemon/config":   "it does as it says",
+		"daemon/links":    "it has the programs where they belong",
+		"daemon/pipeline": "it reads, and hands on",
+		"flows":           "it makes events of records",
+		"outputs":         "it hands events to them",
 	},
 	"cmd/flatd": {
 		"daemon":        "it is one",

@@ -1,4 +1,4 @@
-package daemon
+package pipeline
 
 import (
 	"cmp"
@@ -58,7 +58,7 @@ func (d *drops) due(now time.Time, lost uint64) (n uint64, ok bool) {
 // reportLosses reports what is lost and why, each loss once. The report is in
 // flight like any event: if flatd ends before every output has it, the next daemon
 // reports the loss again.
-func (p *pipeline) reportLosses() error {
+func (p *Pipeline) reportLosses() error {
 	if err := p.reportRingFull(); err != nil {
 		return err
 	}
@@ -71,37 +71,37 @@ func (p *pipeline) reportLosses() error {
 
 // reportLoss publishes a report of lost events. The thing's mark is to once every
 // output has the report.
-func (p *pipeline) reportLoss(t thing, to, lost uint64, message string) {
-	item := p.ownItem(p.lossEvent(lost, message))
+func (p *Pipeline) reportLoss(t thing, to, lost uint64, message string) {
+	item := p.ownItem(p.LossEvent(lost, message))
 	p.inFlight.add(t, item, mark{number: to})
 	p.publishOwn(item)
 }
 
-// lossEvent is a report of lost events.
-func (p *pipeline) lossEvent(lost uint64, message string) flows.Event {
+// LossEvent is a report of lost events.
+func (p *Pipeline) LossEvent(lost uint64, message string) flows.Event {
 	return p.statusEvent(&flows.Status{Action: flows.ActionLoss, Lost: lost, Message: message}, flows.Interface{})
 }
 
 // reportLostBefore reports what earlier daemons have lost and not reported to every
 // output.
-func (p *pipeline) reportLostBefore() {
+func (p *Pipeline) reportLostBefore() {
 	if p.lostBefore > 0 {
 		p.log.Warn("events were lost before this start: flatd ended while an output was away, and they were no longer in the ring", "lost", p.lostBefore)
 	}
 	if n := p.inFlight.lost; n > 0 {
 		p.losses.outputs.reported = n
-		p.reportLoss(lostEvents, n, n, lostBefore(n))
+		p.reportLoss(lostEvents, n, n, LostBefore(n))
 	}
 }
 
-// lostBefore is the message about n events that earlier daemons have lost.
-func lostBefore(n uint64) string {
+// LostBefore is the message about n events that earlier daemons have lost.
+func LostBefore(n uint64) string {
 	return fmt.Sprintf("%d events lost before this start: flatd ended while an output was away, and they were no longer in the ring", n)
 }
 
 // reportRingFull reports what the ring had no room for, also while no daemon was
 // there to read it.
-func (p *pipeline) reportRingFull() error {
+func (p *Pipeline) reportRingFull() error {
 	full, err := p.state.Count(bpf.RingFull)
 	if err != nil {
 		return err
@@ -118,7 +118,7 @@ func (p *pipeline) reportRingFull() error {
 
 // reportTableFull reports how many requests found no room in the tables, also
 // while no daemon was there to sweep them.
-func (p *pipeline) reportTableFull() error {
+func (p *Pipeline) reportTableFull() error {
 	full, err := p.state.Count(bpf.PendingFull)
 	if err != nil {
 		return err
@@ -135,7 +135,7 @@ func (p *pipeline) reportTableFull() error {
 }
 
 // reportDropped reports what full queues have dropped.
-func (p *pipeline) reportDropped() {
+func (p *Pipeline) reportDropped() {
 	n, ok := p.losses.outputs.due(time.Now(), p.inFlight.lost)
 	if !ok {
 		return
@@ -153,23 +153,23 @@ func (p *pipeline) reportDropped() {
 	p.reportLoss(lostEvents, p.inFlight.lost, n, fmt.Sprintf("output %s lost %d events: its queue was full", which, n))
 }
 
-// reportRefused reports the events that the outputs' receivers have refused since
-// the last report. reported is what has been reported, by output.
-func (d *Daemon) reportRefused(reported map[string]*drops) {
-	now, stats := time.Now(), d.fanout.Stats()
+// ReportRefused reports the events that the outputs' receivers have refused since
+// the last report. It is for one goroutine.
+func (p *Pipeline) ReportRefused() {
+	now, stats := time.Now(), p.fanout.Stats()
 	for _, s := range stats {
-		if reported[s.Name] == nil {
-			reported[s.Name] = new(drops)
+		if p.refused[s.Name] == nil {
+			p.refused[s.Name] = new(drops)
 		}
 	}
 	for _, s := range stats {
-		n, ok := reported[s.Name].due(now, s.Failed)
+		n, ok := p.refused[s.Name].due(now, s.Failed)
 		if !ok {
 			continue
 		}
-		d.log.Warn("output lost events", "output", s.Name, "lost", n, "failed", s.Failed, "error", s.LastError)
-		d.pipeline.emit(d.pipeline.lossEvent(n, fmt.Sprintf("output %s lost %d events: they were refused: %s", s.Name, n, s.LastError)))
-		for _, other := range reported {
+		p.log.Warn("output lost events", "output", s.Name, "lost", n, "failed", s.Failed, "error", s.LastError)
+		p.emit(p.LossEvent(n, fmt.Sprintf("output %s lost %d events: they were refused: %s", s.Name, n, s.LastError)))
+		for _, other := range p.refused {
 			other.own++ // it may be refused, too
 		}
 	}

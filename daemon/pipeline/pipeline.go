@@ -1,4 +1,5 @@
-package daemon
+// Package pipeline takes what the programs report to the outputs, and knows what was lost.
+package pipeline
 
 import (
 	"context"
@@ -9,13 +10,33 @@ import (
 	"time"
 
 	"github.com/flatd/flatd/bpf"
+	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/daemon/cgroups"
 	"github.com/flatd/flatd/daemon/config"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/outputs"
 )
 
-// pipeline is the way of an event through the daemon:
+// Programs is what a Pipeline may do with the state in the kernel.
+type Programs interface {
+	Apply(bpf.Settings) error
+	RenewLease(until uint64)
+	Count(bpf.Counter) (uint64, error)
+	Counters() (bpf.Counters, error)
+	Marks() bpf.Marks
+	SetMarks(*bpf.Reader, bpf.Marks)
+	Sweep(now uint64, limit time.Duration) (bpf.Swept, error)
+
+	Previous() (*bpf.Previous, error)
+	TakingOver() bool
+	TakeOver(*bpf.Previous) error
+	IsOurs(p *bpf.Previous, record []byte) bool
+	IsTheirs(p *bpf.Previous, record []byte) bool
+	DetachPrevious(*bpf.Previous) error
+	EndTakeOver() error
+}
+
+// Pipeline is the way of an event through the daemon:
 //
 //	reader.Next       the kernel's record, still in the ring
 //	flows.Decode      bytes -> event, or a counted error
@@ -26,44 +47,51 @@ import (
 //
 // Requests that nobody answered take the same way: a sweep of the table of open
 // requests has the kernel's half put a record of each into the ring.
-type pipeline struct {
-	state  *bpf.State
-	reader *bpf.Reader
-	fanout *outputs.Fanout
-	recent *recent
-	clock  *flows.Clock
-	log    *slog.Logger
-	pool   outputs.Pool
-	began  uint64 // boot time at the start; what ended before is a replay
+type Pipeline struct {
+	state      Programs
+	reader     *bpf.Reader
+	fanout     *outputs.Fanout
+	recent     *Recent
+	owners     *cgroups.Tree
+	clock      *flows.Clock
+	log        *slog.Logger
+	pool       outputs.Pool
+	began      uint64 // boot time at the start; what ended before is a replay
+	readBefore uint64 // records read and released by daemons before this one
+	lostBefore uint64 // events that those have left unreported; known once TakeOver has returned
 
-	summary *summarizer
-
-	names  atomic.Pointer[map[int]string] // of interfaces, by index
-	owners *cgroups.Tree
-
-	mu      sync.Mutex // held by who works with the state: sweep, configure, renewLease
-	measure atomic.Pointer[config.Measure]
-	filter  atomic.Pointer[config.Filter]
-
-	inFlight inFlight      // for the goroutine of run alone, as are the next three
+	// For the goroutine of Run alone.
+	summary  *summarizer
+	inFlight inFlight
 	pause    time.Duration // how long records gather
 	cpus     processors
 	losses   lossReports
 
-	previous *takeover // nil but for the time after an upgrade to another layout; changed under mu
+	refused map[string]*drops // for that of ReportRefused alone
 
+	// Set by any, read by any.
+	names   atomic.Pointer[map[int]string] // of interfaces, by index
+	measure atomic.Pointer[config.Measure]
+	filter  atomic.Pointer[config.Filter]
+
+	mu       sync.Mutex // held by who works with the state: sweep, Configure, RenewLease, Wake
+	previous *takeover  // nil but for the time after an upgrade to another layout; changed under mu
+
+	counts
+}
+
+// counts are what Run has seen, for all to read.
+type counts struct {
 	beat         atomic.Int64 // unix seconds of the last round
-	readBefore   uint64       // records read and released by daemons before this one
-	lostBefore   uint64       // events that those have left unreported
 	read         atomic.Uint64
 	decodeErrors atomic.Uint64
 	timedOut     atomic.Uint64 // of the records, those of timeouts
+	own          atomic.Uint64 // events about flatd itself, and summaries
 	takingOver   atomic.Bool
 	takenOver    atomic.Uint64    // records of an older state
 	previousLost atomic.Uint64    // those that its ring had no room for
 	previousOut  [3]atomic.Uint64 // those that the settings left out: by result, as too fast, by sampling
 	both         atomic.Uint64    // records of exchanges that the programs of both states have begun
-	own          atomic.Uint64    // events about flatd itself, and summaries
 	open         [2]atomic.Int64  // ours, theirs, as of the last sweep
 	overdue      atomic.Int64     // of these, those that wait for room in the ring
 	backlog      atomic.Int64     // bytes of the ring not read yet
@@ -75,9 +103,9 @@ const (
 	sweepEvery = time.Second
 	// A sweep for which the ring had too little room continues after this.
 	sweepAgain = 20 * time.Millisecond
-	// While records wait for their outputs the kernel does not wake the
+	// PollEvery: while records wait for their outputs the kernel does not wake the
 	// reader (see bpf.Reader), which then looks by itself this often.
-	pollEvery = 50 * time.Millisecond
+	PollEvery = 50 * time.Millisecond
 	// After records have come, more are let gather for so long: under load a
 	// wake-up then serves many events and not one. The kernel, for its part,
 	// wakes nobody meanwhile. It is the less at first, and where many come, for
@@ -94,12 +122,14 @@ const (
 	roomEvery      = time.Millisecond
 )
 
-func newPipeline(state *bpf.State, reader *bpf.Reader, fanout *outputs.Fanout, recent *recent, owners *cgroups.Tree, c config.Config, log *slog.Logger) *pipeline {
+// New makes one. Run is to follow, and before it TakeOver.
+func New(state Programs, reader *bpf.Reader, fanout *outputs.Fanout, recent *Recent, owners *cgroups.Tree, c config.Config, log *slog.Logger) *Pipeline {
 	marks := state.Marks()
-	p := &pipeline{
+	p := &Pipeline{
 		state: state, reader: reader, fanout: fanout, recent: recent, owners: owners,
 		clock: flows.NewClock(), log: log, began: bpf.BootTime(), summary: newSummarizer(c.Summary),
 		readBefore: marks.Records, lostBefore: marks.Unreported, pause: gatherLeast, losses: newLossReports(time.Now()),
+		refused: make(map[string]*drops),
 	}
 	p.inFlight.resume(marks)
 	p.measure.Store(&c.Measure)
@@ -108,8 +138,8 @@ func newPipeline(state *bpf.State, reader *bpf.Reader, fanout *outputs.Fanout, r
 	return p
 }
 
-// run reads until ctx ends. It is the only one to use the reader.
-func (p *pipeline) run(ctx context.Context) error {
+// Run reads until ctx ends. It is the only one to use the reader.
+func (p *Pipeline) Run(ctx context.Context) error {
 	woken := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() { p.reader.Wake(); close(woken) })
 	defer func() {
@@ -149,7 +179,7 @@ func (p *pipeline) run(ctx context.Context) error {
 		}
 		timeout := time.Until(nextSweep)
 		if p.reader.Outstanding() > 0 || !p.inFlight.empty() {
-			timeout = min(timeout, pollEvery)
+			timeout = min(timeout, PollEvery)
 		}
 		if err := p.reader.Wait(max(timeout, time.Millisecond)); err != nil {
 			return err
@@ -160,7 +190,7 @@ func (p *pipeline) run(ctx context.Context) error {
 
 // gather reads what there is and, if there was anything, what comes shortly
 // after it.
-func (p *pipeline) gather() error {
+func (p *Pipeline) gather() error {
 	n, err := p.readAll()
 	if err != nil || n == 0 {
 		p.pause = gatherLeast
@@ -182,7 +212,7 @@ func nextPause(last time.Duration, n int) time.Duration {
 }
 
 // readAll takes what is in the ring and returns how many records that was.
-func (p *pipeline) readAll() (n int, err error) {
+func (p *Pipeline) readAll() (n int, err error) {
 	for ; ; n++ {
 		record, _, ok := p.reader.Next()
 		if !ok {
@@ -219,26 +249,26 @@ func (p *pipeline) readAll() (n int, err error) {
 }
 
 // readUpTo is the mark of the records that have been read.
-func (p *pipeline) readUpTo() mark {
+func (p *Pipeline) readUpTo() mark {
 	return mark{number: p.readBefore + p.read.Load(), position: p.reader.Position()}
 }
 
 // awaitRoom waits for the outputs, if they are behind and it may.
-func (p *pipeline) awaitRoom() {
+func (p *Pipeline) awaitRoom() {
 	for p.fanout.Crowded() && bpf.BootTime()-p.began < uint64(replayPatience) {
 		time.Sleep(roomEvery)
 	}
 }
 
 // publish completes an event and hands it to everybody who wants it.
-func (p *pipeline) publish(item *outputs.Item) {
+func (p *Pipeline) publish(item *outputs.Item) {
 	p.enrich(&item.Event)
-	p.recent.add(&item.Event)
+	p.recent.Add(&item.Event)
 	p.summary.add(&item.Event)
 	p.fanout.Publish(item)
 }
 
-func (p *pipeline) enrich(e *flows.Event) {
+func (p *Pipeline) enrich(e *flows.Event) {
 	e.Time = p.clock.Wall(e.End)
 	e.Interface.Name = (*p.names.Load())[e.Interface.Index]
 	e.Owner = p.owners.Lookup(e.Cgroup)
@@ -255,7 +285,7 @@ func (p *pipeline) enrich(e *flows.Event) {
 // output that is away may hold back half of the ring; beyond that its queue
 // alone has the oldest events, and if flatd ended now they would be lost.
 // model: DELIVER_FIRST
-func (p *pipeline) commit() error {
+func (p *Pipeline) commit() error {
 	p.inFlight.settle()
 	p.inFlight.letGo(uint64(p.reader.Size() / 2))
 	p.state.SetMarks(p.reader, p.inFlight.marks())
@@ -267,7 +297,7 @@ func (p *pipeline) commit() error {
 
 // sweep has the requests reported that got no answer in time, and reports what was lost.
 // full says that more are overdue than the ring has room for.
-func (p *pipeline) sweep() (full bool, err error) {
+func (p *Pipeline) sweep() (full bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.clock.Refresh()
@@ -291,7 +321,7 @@ func (p *pipeline) sweep() (full bool, err error) {
 }
 
 // tellSummary reports what the interval that has ended came to.
-func (p *pipeline) tellSummary(now time.Time) error {
+func (p *Pipeline) tellSummary(now time.Time) error {
 	counters, err := p.state.Counters()
 	if err != nil {
 		return err
@@ -320,36 +350,36 @@ func (p *pipeline) tellSummary(now time.Time) error {
 }
 
 // Status reports an event in flatd's own life, of an interface or of none.
-func (p *pipeline) Status(action flows.Action, iface flows.Interface, message string) {
+func (p *Pipeline) Status(action flows.Action, iface flows.Interface, message string) {
 	p.emit(p.statusEvent(&flows.Status{Action: action, Message: message}, iface))
 }
 
-func (p *pipeline) statusEvent(s *flows.Status, iface flows.Interface) flows.Event {
+func (p *Pipeline) statusEvent(s *flows.Status, iface flows.Interface) flows.Event {
 	now := bpf.BootTime()
 	return flows.Event{Kind: flows.KindStatus, Status: s, Interface: iface, End: now, Time: p.clock.Wall(now)}
 }
 
 // emit publishes an event about flatd itself.
-func (p *pipeline) emit(e flows.Event) { p.publishOwn(p.ownItem(e)) }
+func (p *Pipeline) emit(e flows.Event) { p.publishOwn(p.ownItem(e)) }
 
-func (p *pipeline) ownItem(e flows.Event) *outputs.Item {
+func (p *Pipeline) ownItem(e flows.Event) *outputs.Item {
 	item := p.pool.Get()
 	item.Event = e
 	return item
 }
 
-func (p *pipeline) publishOwn(item *outputs.Item) {
+func (p *Pipeline) publishOwn(item *outputs.Item) {
 	p.own.Add(1)
-	p.recent.add(&item.Event)
+	p.recent.Add(&item.Event)
 	p.fanout.Publish(item)
 }
 
-// drain reads what is in the ring, and waits until the outputs have it or ctx
+// Drain reads what is in the ring, and waits until the outputs have it or ctx
 // ends; for an output that is down it waits only a little. What has not been
 // delivered by then is dropped here, but stays in the ring for the next start,
 // which other outputs then see again with the same event.id. The pipeline must
 // not be running.
-func (p *pipeline) drain(ctx context.Context) error {
+func (p *Pipeline) Drain(ctx context.Context) error {
 	_, err := p.readAll()
 	if p.previous != nil {
 		p.readPrevious()
@@ -359,19 +389,20 @@ func (p *pipeline) drain(ctx context.Context) error {
 	patient, impatient := context.WithTimeout(ctx, time.Second)
 	defer impatient()
 	for ctx.Err() == nil && p.fanout.Busy() && (patient.Err() == nil || !p.fanout.Down()) {
-		time.Sleep(pollEvery)
+		time.Sleep(PollEvery)
 	}
 	err = errors.Join(err, p.commit())
 	p.inFlight.ending = true
-	now, cancel := context.WithTimeout(ctx, pollEvery)
+	now, cancel := context.WithTimeout(ctx, PollEvery)
 	defer cancel()
 	return errors.Join(err, p.fanout.Drain(now), p.commit())
 }
 
-func (p *pipeline) configure(c config.Config) error {
+// Configure has the programs and the pipeline do as another configuration says.
+func (p *Pipeline) Configure(c config.Config) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := p.state.Apply(settings(c)); err != nil {
+	if err := p.state.Apply(Settings(c)); err != nil {
 		return err
 	}
 	p.measure.Store(&c.Measure)
@@ -380,14 +411,43 @@ func (p *pipeline) configure(c config.Config) error {
 	return nil
 }
 
-// renewLease lets the programs work for another while; 0 is for ever.
-func (p *pipeline) renewLease(keep time.Duration) error {
+// RenewLease lets the programs work for another while; 0 is for ever.
+func (p *Pipeline) RenewLease(keep time.Duration) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.state.RenewLease(leaseEnd(keep))
 	return nil
 }
 
-// setNames takes the names of the interfaces by index. Names of those that
+// SetNames takes the names of the interfaces by index. Names of those that
 // have gone are kept by the caller for as long as events of theirs may come.
-func (p *pipeline) SetNames(names map[int]string) { p.names.Store(&names) }
+func (p *Pipeline) SetNames(names map[int]string) { p.names.Store(&names) }
+
+// Names are the names of the interfaces by index.
+func (p *Pipeline) Names() map[int]string { return *p.names.Load() }
+
+// Beat is when the pipeline was last seen to work.
+func (p *Pipeline) Beat() time.Time { return time.Unix(p.beat.Load(), 0) }
+
+// Read is how many records of the ring have been read.
+func (p *Pipeline) Read() uint64 { return p.read.Load() }
+
+// Open is how many requests of this host, and to it, were open at the last sweep.
+func (p *Pipeline) Open() (ours, theirs int64) { return p.open[0].Load(), p.open[1].Load() }
+
+// Summaries are what the latest interval that is over came to, nothing if none is.
+func (p *Pipeline) Summaries() []flows.Event { return p.summary.finished() }
+
+// Account fills in the pipeline's part of the books, and the state of the ring.
+func (p *Pipeline) Account(s *api.Status) {
+	b := &s.Books
+	b.Open, b.Overdue = uint64(p.open[0].Load()+p.open[1].Load()), uint64(p.overdue.Load())
+	b.ReadBefore, b.Read, b.LostBefore = p.readBefore, p.read.Load(), p.lostBefore
+	b.TimeoutsSeen, b.DecodeErrors, b.Own = p.timedOut.Load(), p.decodeErrors.Load(), p.own.Load()
+	b.TakenOver, b.TakenOverBoth, b.TakenOverLost, b.TakenOverOut = p.takenOver.Load(), p.both.Load(), p.previousLost.Load(), p.previousLeftOut()
+	s.TakingOver = p.takingOver.Load()
+	s.Ring = api.RingStatus{
+		Size: p.reader.Size(), Backlog: int(p.backlog.Load()),
+		Outstanding: int(p.outstanding.Load()), AtRisk: int(p.atRisk.Load()),
+	}
+}

@@ -1,4 +1,4 @@
-package daemon
+package pipeline
 
 import (
 	"errors"
@@ -28,9 +28,9 @@ type takeover struct {
 // previousThings are what events from a previous state are about.
 var previousThings = []thing{previousRecords, previousFull, previousLost, previousTimeouts}
 
-// takeOver prepares for it if there is a previous state. It is called before the
+// TakeOver prepares for it if there is a previous state. It is called before the
 // interfaces are attached.
-func (p *pipeline) takeOver() error {
+func (p *Pipeline) TakeOver() error {
 	previous, err := p.state.Previous()
 	if err != nil || previous == nil {
 		return err
@@ -41,9 +41,7 @@ func (p *pipeline) takeOver() error {
 	}
 	p.inFlight.pass(previousRecords, t.readUpTo())
 	p.inFlight.pass(previousFull, mark{number: t.marks.RingFull})
-	if p.state.TakingOver() {
-		p.state.Start = bpf.StartBeside
-	} else {
+	if !p.state.TakingOver() {
 		t.since.Store(bpf.BootTime()) // by a daemon before this one, some time ago
 	}
 	if !previous.CanSweep() {
@@ -56,7 +54,7 @@ func (p *pipeline) takeOver() error {
 	p.takingOver.Store(true)
 	if n := t.marks.Unreported; n > 0 {
 		p.lostBefore += n
-		p.reportLoss(previousLost, n, n, lostBefore(n))
+		p.reportLoss(previousLost, n, n, LostBefore(n))
 	}
 	if previous.CanCount() {
 		if t.leftOut, err = previous.LeftOut(); err != nil {
@@ -71,8 +69,8 @@ func (t *takeover) readUpTo() mark {
 	return mark{number: t.marks.Records + t.read, position: t.state.Position()}
 }
 
-// wake has our programs begin, now that the interfaces are attached.
-func (p *pipeline) wake(keep time.Duration) error {
+// Wake has our programs begin, now that the interfaces are attached.
+func (p *Pipeline) Wake(keep time.Duration) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.previous == nil || p.previous.since.Load() != 0 {
@@ -87,7 +85,7 @@ func (p *pipeline) wake(keep time.Duration) error {
 }
 
 // readPrevious takes what is in the previous ring, but for what ours report too.
-func (p *pipeline) readPrevious() {
+func (p *Pipeline) readPrevious() {
 	for n := 1; ; n++ {
 		if n%replayStep == 0 {
 			p.awaitRoom()
@@ -104,7 +102,7 @@ func (p *pipeline) readPrevious() {
 
 // publishPrevious hands on a record of the previous programs. The event takes a thing up
 // to a mark.
-func (p *pipeline) publishPrevious(record []byte, t thing, to mark) {
+func (p *Pipeline) publishPrevious(record []byte, t thing, to mark) {
 	p.takenOver.Add(1)
 	item := p.pool.Get()
 	if err := flows.Decode(record, &item.Event); err != nil {
@@ -124,7 +122,7 @@ func (p *pipeline) publishPrevious(record []byte, t thing, to mark) {
 // sweepPrevious has the timeouts of the previous programs reported. It is over once every
 // request from before has had its time, then two sweeps, and the last one left none for lack
 // of room.
-func (p *pipeline) sweepPrevious(limit time.Duration) (over bool, err error) {
+func (p *Pipeline) sweepPrevious(limit time.Duration) (over bool, err error) {
 	t, began := p.previous, bpf.BootTime()
 	swept, err := t.state.Sweep(began, limit, func(record []byte) {
 		p.awaitRoom()
@@ -138,7 +136,7 @@ func (p *pipeline) sweepPrevious(limit time.Duration) (over bool, err error) {
 
 // countPrevious reports once what the previous ring had no room for, and counts what the
 // settings left out.
-func (p *pipeline) countPrevious() error {
+func (p *Pipeline) countPrevious() error {
 	t := p.previous
 	if !t.state.CanCount() {
 		return nil
@@ -166,7 +164,7 @@ func (p *pipeline) countPrevious() error {
 }
 
 // commitPrevious lets the previous state forget what every output has disposed of.
-func (p *pipeline) commitPrevious() error {
+func (p *Pipeline) commitPrevious() error {
 	if p.previous == nil {
 		return nil
 	}
@@ -184,7 +182,7 @@ func (p *pipeline) commitPrevious() error {
 }
 
 // previousLeftOut is what the settings left out of the previous programs' exchanges.
-func (p *pipeline) previousLeftOut() (sum uint64) {
+func (p *Pipeline) previousLeftOut() (sum uint64) {
 	for i := range p.previousOut {
 		sum += p.previousOut[i].Load()
 	}
@@ -193,7 +191,7 @@ func (p *pipeline) previousLeftOut() (sum uint64) {
 
 // reportBoth says of how many exchanges, begun by the programs of both states, one record
 // was left out: its sequence number is missing, and nothing else.
-func (p *pipeline) reportBoth() {
+func (p *Pipeline) reportBoth() {
 	n := p.both.Load() - p.previous.both
 	if n == 0 {
 		return
@@ -203,7 +201,7 @@ func (p *pipeline) reportBoth() {
 }
 
 // endTakeover removes the previous state once nothing is left to come of it.
-func (p *pipeline) endTakeover() error {
+func (p *Pipeline) endTakeover() error {
 	t := p.previous
 	if !t.detached {
 		if err := p.state.DetachPrevious(t.state); err != nil {

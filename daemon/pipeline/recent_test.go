@@ -1,4 +1,4 @@
-package daemon
+package pipeline
 
 import (
 	"testing"
@@ -8,47 +8,47 @@ import (
 )
 
 func TestRecent(t *testing.T) {
-	r := newRecent()
+	r := NewRecent()
 	all := func(*flows.Event) bool { return true }
 	add := func(from, to int) {
 		for i := from; i < to; i++ {
-			r.add(&flows.Event{Sequence: uint64(i)})
+			r.Add(&flows.Event{Sequence: uint64(i)})
 		}
 	}
 	add(0, api.RecentMax+10) // the first ten are forgotten
-	if got := r.latest(api.RecentMax, all); len(got) != api.RecentMax || got[0].Sequence != 10 || got[api.RecentMax-1].Sequence != api.RecentMax+9 {
+	if got := r.Latest(api.RecentMax, all); len(got) != api.RecentMax || got[0].Sequence != 10 || got[api.RecentMax-1].Sequence != api.RecentMax+9 {
 		t.Errorf("%d events from %d", len(got), got[0].Sequence)
 	}
 	odd := func(e *flows.Event) bool { return e.Sequence%2 == 1 }
-	if got := r.latest(2, odd); len(got) != 2 || got[0].Sequence != api.RecentMax+7 || got[1].Sequence != api.RecentMax+9 {
+	if got := r.Latest(2, odd); len(got) != 2 || got[0].Sequence != api.RecentMax+7 || got[1].Sequence != api.RecentMax+9 {
 		t.Errorf("the latest two odd ones: %v", got)
 	}
 
-	past, f, err := r.follow(1, all)
+	past, f, err := r.Follow(1, all)
 	if err != nil || len(past) != 1 {
 		t.Fatalf("follow: %d events, %v", len(past), err)
 	}
 	// A follower that does not read holds nobody up, and is told what it missed.
 	add(5000, 5000+followerRoom+7)
-	if first := <-f.events; first.Sequence != 5000 {
+	if first := <-f.Events; first.Sequence != 5000 {
 		t.Errorf("the first one followed is %d, want 5000", first.Sequence)
 	}
-	if missed := r.takeMissed(f); missed != 7 {
+	if missed := r.TakeMissed(f); missed != 7 {
 		t.Errorf("missed %d, want 7", missed)
 	}
-	if missed := r.takeMissed(f); missed != 0 {
+	if missed := r.TakeMissed(f); missed != 0 {
 		t.Errorf("told twice: %d", missed)
 	}
-	for range followersMax - 1 {
-		if _, _, err := r.follow(0, all); err != nil {
+	for range FollowersMax - 1 {
+		if _, _, err := r.Follow(0, all); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, _, err := r.follow(0, all); err == nil {
+	if _, _, err := r.Follow(0, all); err == nil {
 		t.Error("one follower too many is let in")
 	}
-	r.unfollow(f)
-	if _, _, err := r.follow(0, all); err != nil {
+	r.Unfollow(f)
+	if _, _, err := r.Follow(0, all); err != nil {
 		t.Errorf("no room after one has gone: %v", err)
 	}
 }

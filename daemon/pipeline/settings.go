@@ -1,0 +1,62 @@
+package pipeline
+
+import (
+	"slices"
+
+	"github.com/flatd/flatd/bpf"
+	"github.com/flatd/flatd/daemon/config"
+	"github.com/flatd/flatd/flows"
+)
+
+// Settings is what the kernel is told of a configuration.
+func Settings(c config.Config) bpf.Settings {
+	s := bpf.Settings{
+		UDPIdle:     c.Measure.UDPInterval,
+		Timeout:     c.Measure.Timeout,
+		MinDuration: c.Filter.MinDuration,
+		Sample:      c.Filter.Sample,
+		MatchHost:   c.Measure.Match == "host",
+		DNSPorts:    c.Measure.DNSPorts,
+		Remote:      bpf.Nets{Include: c.Filter.Include, Exclude: c.Filter.Exclude},
+		Local:       bpf.Nets{Include: c.Filter.LocalInclude, Exclude: c.Filter.LocalExclude},
+		Ports:       c.Filter.Ports,
+		SkipResults: unwantedResults(c.Filter.Results),
+	}
+	s.SkipKinds = without(flows.ExchangeKinds(), c.Measure.Kinds)
+	s.SkipSides = without([]flows.Side{flows.SideClient, flows.SideServer}, c.Measure.Sides)
+	return s
+}
+
+// unwantedResults are those that the kernel is to leave out: all but the wanted,
+// or none if nothing is said.
+func unwantedResults(wanted []string) (skip []bpf.Result) {
+	if len(wanted) == 0 {
+		return nil
+	}
+	leaveOut := func(e flows.Event, r bpf.Result) {
+		if !slices.Contains(wanted, e.ResultName()) {
+			skip = append(skip, r)
+		}
+	}
+	for r := flows.ResultEstablished; r <= flows.ResultTimeout; r++ {
+		leaveOut(flows.Event{Kind: flows.KindTCP, Result: r}, bpf.Result(r))
+	}
+	for rcode := range uint16(bpf.RCodeLast + 1) {
+		leaveOut(flows.Event{Kind: flows.KindDNS, Result: flows.ResultAnswered, DNS: flows.DNS{RCode: rcode}}, bpf.DNSResult(rcode))
+	}
+	return skip
+}
+
+// without returns those of all that are not wanted, as the kernel names them.
+func without[T flows.Kind | flows.Side](all, wanted []T) (rest []uint8) {
+	for _, v := range all {
+		found := false
+		for _, w := range wanted {
+			found = found || v == w
+		}
+		if !found {
+			rest = append(rest, uint8(v))
+		}
+	}
+	return rest
+}
