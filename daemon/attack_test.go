@@ -2,12 +2,10 @@ package daemon
 
 import (
 	"bufio"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -19,10 +17,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/flatd/flatd/daemon/api"
-	"github.com/flatd/flatd/daemon/config"
+	"github.com/flatd/flatd/daemon/control"
 	"github.com/flatd/flatd/daemon/pipeline"
-	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/packaging/testbed"
 )
 
@@ -71,30 +67,6 @@ func (p *process) open(t *testing.T) {
 	}
 }
 
-func connectTo(t *testing.T, socket string) net.Conn {
-	t.Helper()
-	conn, err := net.Dial("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
-		t.Fatal(err)
-	}
-	return conn
-}
-
-// ask sends bytes, which may be any, and returns the status of the answer; 0 if
-// the connection is closed without one.
-func ask(conn net.Conn, request string) int {
-	go func() { _, _ = io.WriteString(conn, request) }() // which nobody may read
-	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
-	if err != nil {
-		return 0
-	}
-	return response.StatusCode
-}
-
 // memory is the resident set of a process, in bytes.
 func memory(t *testing.T, pid int) int {
 	t.Helper()
@@ -124,11 +96,11 @@ func TestOnlyRootChangesAnything(t *testing.T) {
 	p.open(t)
 	const reload = "POST /v1/reload HTTP/1.1\r\nHost: flatd\r\n\r\n"
 	as(t, strangerUID, memberGID, func() {
-		if got := ask(connectTo(t, p.socket), "GET /v1/status HTTP/1.1\r\nHost: flatd\r\n\r\n"); got != http.StatusOK {
+		if got := testbed.AskHTTP(testbed.Connect(t, p.socket), "GET /v1/status HTTP/1.1\r\nHost: flatd\r\n\r\n"); got != http.StatusOK {
 			t.Errorf("a member of the group reads the status: %d", got)
 		}
 		for range 5 {
-			if got := ask(connectTo(t, p.socket), reload); got != http.StatusForbidden {
+			if got := testbed.AskHTTP(testbed.Connect(t, p.socket), reload); got != http.StatusForbidden {
 				t.Errorf("a member of the group reloads: %d", got)
 			}
 		}
@@ -138,7 +110,7 @@ func TestOnlyRootChangesAnything(t *testing.T) {
 			t.Errorf("somebody else gets in: %v", err)
 		}
 	})
-	if got := ask(connectTo(t, p.socket), reload); got != http.StatusOK {
+	if got := testbed.AskHTTP(testbed.Connect(t, p.socket), reload); got != http.StatusOK {
 		t.Errorf("root reloads: %d", got)
 	}
 	booksBalance(t, p)
@@ -178,7 +150,7 @@ func TestOddRequestsAreRefused(t *testing.T) {
 		"too many values":     {"GET /v1/events?result=" + strings.Repeat("a,", 1000) + " HTTP/1.1\r\nHost: flatd\r\n\r\n", []int{400}},
 		"many events":         {"GET /v1/events?limit=99999999999999999999 HTTP/1.1\r\nHost: flatd\r\n\r\n", []int{400}},
 	} {
-		got := ask(connectTo(t, p.socket), c.request)
+		got := testbed.AskHTTP(testbed.Connect(t, p.socket), c.request)
 		found := false
 		for _, want := range c.want {
 			found = found || got == want
@@ -203,8 +175,8 @@ func TestAFloodOfConnections(t *testing.T) {
 	p := s.start(t)
 	p.open(t)
 	tr := newTraffic(t, client, server)
-	early := connectTo(t, p.socket)
-	if got := ask(early, "GET /healthz HTTP/1.1\r\nHost: flatd\r\n\r\n"); got != http.StatusOK {
+	early := testbed.Connect(t, p.socket)
+	if got := testbed.AskHTTP(early, "GET /healthz HTTP/1.1\r\nHost: flatd\r\n\r\n"); got != http.StatusOK {
 		t.Fatalf("health: %d", got)
 	}
 	pid := p.cmd.Process.Pid
@@ -226,14 +198,14 @@ func TestAFloodOfConnections(t *testing.T) {
 			}
 		}
 	})
-	if got := ask(early, "GET /healthz HTTP/1.1\r\nHost: flatd\r\n\r\n"); got != http.StatusOK {
+	if got := testbed.AskHTTP(early, "GET /healthz HTTP/1.1\r\nHost: flatd\r\n\r\n"); got != http.StatusOK {
 		t.Errorf("whoever was there before gets %d", got)
 	}
 	if grown := memory(t, pid) - before; grown > 32<<20 && !testbed.Raced() {
 		t.Errorf("memory grew by %d bytes", grown)
 	}
-	if more := descriptors(t, pid) - open; more > usualLimits.connections {
-		t.Errorf("%d descriptors more are open, want %d at most", more, usualLimits.connections)
+	if more := descriptors(t, pid) - open; more > control.ConnectionsMax {
+		t.Errorf("%d descriptors more are open, want %d at most", more, control.ConnectionsMax)
 	}
 	tr.connect(server.V4)
 	p.wait("a handshake", isResult("established", "client"))
@@ -253,7 +225,7 @@ func TestFollowersThatNeverRead(t *testing.T) {
 	var followers []net.Conn
 	var first *http.Response
 	for range pipeline.FollowersMax {
-		conn := connectTo(t, p.socket)
+		conn := testbed.Connect(t, p.socket)
 		if _, err := io.WriteString(conn, follow); err != nil {
 			t.Fatal(err)
 		}
@@ -265,7 +237,7 @@ func TestFollowersThatNeverRead(t *testing.T) {
 			first = response
 		}
 	}
-	if got := ask(connectTo(t, p.socket), follow); got != http.StatusTooManyRequests {
+	if got := testbed.AskHTTP(testbed.Connect(t, p.socket), follow); got != http.StatusTooManyRequests {
 		t.Errorf("one follower too many gets %d", got)
 	}
 	pid := p.cmd.Process.Pid
@@ -297,144 +269,12 @@ func TestFollowersThatNeverRead(t *testing.T) {
 	for _, conn := range followers {
 		conn.Close()
 	}
-	for deadline := time.Now().Add(patience); ask(connectTo(t, p.socket), follow) != http.StatusOK; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); testbed.AskHTTP(testbed.Connect(t, p.socket), follow) != http.StatusOK; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("no room for a follower after all have gone")
 		}
 	}
 	booksBalance(t, p)
-}
-
-// hall is the control socket alone, with limits of the test's own.
-type hall struct {
-	*Daemon
-	socket string
-	door   *door
-}
-
-func newHall(t *testing.T, l limits) *hall {
-	t.Helper()
-	h := &hall{Daemon: &Daemon{config: config.Defaults(), recent: pipeline.NewRecent(), host: flows.Host{Name: "h"}, log: slog.New(slog.DiscardHandler)}, socket: filepath.Join(t.TempDir(), "s")}
-	h.door = newDoor(l, h.log)
-	listener, err := net.Listen("unix", h.socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	ended := make(chan error)
-	go func() { ended <- serveAt(ctx, listener, h.door, h.controlRoutes(h.door)) }()
-	t.Cleanup(func() {
-		stop()
-		if err := <-ended; err != nil {
-			t.Errorf("the server ended with %v", err)
-		}
-	})
-	for i := range api.RecentMax {
-		h.recent.Add(&flows.Event{Kind: flows.KindTCP, Sequence: uint64(i)})
-	}
-	return h
-}
-
-// awaitEmpty waits until nobody is inside any more.
-func (h *hall) awaitEmpty(t *testing.T) {
-	t.Helper()
-	inside := func() (int, int) {
-		h.door.mu.Lock()
-		defer h.door.mu.Unlock()
-		return len(h.door.guests), h.recent.Followers()
-	}
-	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
-		guests, followers := inside()
-		if guests == 0 && followers == 0 {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%d guests and %d followers are still there", guests, followers)
-		}
-	}
-}
-
-// TestSlowClientsAreSentAway, whatever they are slow at.
-func TestSlowClientsAreSentAway(t *testing.T) {
-	short := 50 * time.Millisecond
-	h := newHall(t, limits{connections: 8, atOnce: 8, header: 16 << 10, ask: short, read: short, idle: short})
-	askOn := func(path string) func(net.Conn) { // again and again, and never read
-		return func(conn net.Conn) {
-			for {
-				if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: flatd\r\n\r\n", path); err != nil {
-					return
-				}
-			}
-		}
-	}
-	for name, slow := range map[string]func(conn net.Conn){
-		"says nothing":            func(net.Conn) {},
-		"does not end its header": func(c net.Conn) { _, _ = io.WriteString(c, "GET /v1/events HTTP/1.1\r\nX: ") },
-		"does not send its body": func(c net.Conn) {
-			_, _ = io.WriteString(c, "POST /v1/reload HTTP/1.1\r\nHost: f\r\nContent-Length: 9\r\n\r\n")
-		},
-		"does not ask again":        func(c net.Conn) { _, _ = io.WriteString(c, "GET /v1/events?limit=1 HTTP/1.1\r\nHost: f\r\n\r\n") },
-		"does not read the events":  askOn("/v1/events"),
-		"does not read the answers": askOn("/v1/config"),
-		"does not read what follows": func(c net.Conn) {
-			_, _ = io.WriteString(c, "GET /v1/events?follow=true HTTP/1.1\r\nHost: f\r\n\r\n")
-			for h.recent.Followers() == 0 {
-				time.Sleep(time.Millisecond)
-			}
-			for h.recent.Followers() > 0 {
-				h.recent.Add(&flows.Event{Kind: flows.KindTCP})
-				time.Sleep(10 * time.Microsecond)
-			}
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			conn := connectTo(t, h.socket)
-			slow(conn)
-			if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Error("is not sent away")
-			}
-			h.awaitEmpty(t)
-		})
-	}
-}
-
-// TestAFollowerMayStay for longer than others may take to ask.
-func TestAFollowerMayStay(t *testing.T) {
-	short := 20 * time.Millisecond
-	h := newHall(t, limits{connections: 8, atOnce: 8, header: 16 << 10, ask: short, read: patience, idle: short})
-	conn := connectTo(t, h.socket)
-	if _, err := io.WriteString(conn, "GET /v1/events?follow=true&limit=0 HTTP/1.1\r\nHost: f\r\n\r\n"); err != nil {
-		t.Fatal(err)
-	}
-	reader := bufio.NewReader(conn)
-	if _, err := http.ReadResponse(reader, nil); err != nil {
-		t.Fatal(err)
-	}
-	time.Sleep(5 * short) // the time itself is the subject
-	h.recent.Add(&flows.Event{Kind: flows.KindTCP, Sequence: 4711})
-	for {
-		line, err := reader.ReadString('\n')
-		if err != nil {
-			t.Fatalf("sent away: %v", err)
-		}
-		if strings.Contains(line, "4711") {
-			break
-		}
-	}
-	conn.Close()
-	h.awaitEmpty(t)
-}
-
-// TestNobodyTakesEveryRequest: a user's share of what is answered at once is
-// bounded.
-func TestNobodyTakesEveryRequest(t *testing.T) {
-	h := newHall(t, limits{connections: 8, atOnce: 2, header: 16 << 10, ask: patience, read: patience, idle: patience})
-	const follow = "GET /v1/events?follow=true&limit=0 HTTP/1.1\r\nHost: f\r\n\r\n"
-	for i, want := range []int{200, 200, 429} {
-		if got := ask(connectTo(t, h.socket), follow); got != want {
-			t.Errorf("request %d gets %d, want %d", i+1, got, want)
-		}
-	}
 }
 
 // TestInterfaceNamesInMetrics: the kernel allows names that Prometheus does not.

@@ -20,6 +20,7 @@ import (
 	"github.com/flatd/flatd/bpf"
 	"github.com/flatd/flatd/daemon/cgroups"
 	"github.com/flatd/flatd/daemon/config"
+	"github.com/flatd/flatd/daemon/control"
 	"github.com/flatd/flatd/daemon/links"
 	"github.com/flatd/flatd/daemon/pipeline"
 	"github.com/flatd/flatd/flows"
@@ -45,7 +46,7 @@ type Daemon struct {
 	started  time.Time
 	state    *bpf.State
 	fanout   *outputs.Fanout
-	recent   *pipeline.Recent
+	control  *control.Control
 	pipeline *pipeline.Pipeline
 	links    *links.Keeper
 	owners   *cgroups.Tree
@@ -106,7 +107,8 @@ func (d *Daemon) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.recent = pipeline.NewRecent()
+	recent := pipeline.NewRecent()
+	d.control = control.New(d, &d.host, recent)
 	d.fanout = outputs.NewFanout(drainTime, queues...)
 	d.owners = cgroups.New()
 	defer d.owners.Close()
@@ -117,7 +119,7 @@ func (d *Daemon) run(ctx context.Context) error {
 		d.log.Warn("the kernel refused the usual programs; measuring with those for Linux 5.10, which cost more. Please report it",
 			"programs", d.state.Object, "refused", d.state.Refused)
 	}
-	d.pipeline = pipeline.New(d.state, reader, d.fanout, d.recent, d.owners, d.config, d.log)
+	d.pipeline = pipeline.New(d.state, reader, d.fanout, recent, d.owners, d.config, d.log)
 	if err := d.pipeline.TakeOver(); err != nil {
 		return err
 	}
@@ -145,7 +147,9 @@ func (d *Daemon) run(ctx context.Context) error {
 	run("interfaces", d.links.Run)
 	run("cgroups", d.owners.Run)
 	run("lease", d.renewLease)
-	run("control socket", func(ctx context.Context) error { return d.service.serve(ctx, d) })
+	run("control socket", func(ctx context.Context) error {
+		return d.control.Serve(ctx, d.service.control, d.service.metrics, d.log)
+	})
 	run("reload", d.reloadOnHangup)
 	run("readiness", func(ctx context.Context) error { return d.service.report(ctx, d) })
 
@@ -163,12 +167,12 @@ func (d *Daemon) renewLease(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	}
-	if err := d.pipeline.Wake(d.current().KeepFor); err != nil {
+	if err := d.pipeline.Wake(d.Config().KeepFor); err != nil {
 		return err
 	}
 	for {
 		pause := time.Minute
-		if keep := d.current().KeepFor; keep > 0 {
+		if keep := d.Config().KeepFor; keep > 0 {
 			pause = min(pause, keep/4)
 		}
 		select {
@@ -176,7 +180,7 @@ func (d *Daemon) renewLease(ctx context.Context) error {
 			return nil
 		case <-time.After(pause):
 		}
-		if err := d.pipeline.RenewLease(d.current().KeepFor); err != nil {
+		if err := d.pipeline.RenewLease(d.Config().KeepFor); err != nil {
 			return err
 		}
 	}
@@ -207,12 +211,12 @@ func (d *Daemon) stop() error {
 			"withheld", s.Withheld, "failed", s.Failed, "dropped", s.Dropped, "queued", s.Queued)
 	}
 	d.log.Info("flatd stopped; measuring goes on without it", "read", d.pipeline.Read(),
-		"for", d.current().KeepFor, "end it with", "flatctl detach")
+		"for", d.Config().KeepFor, "end it with", "flatctl detach")
 	return err
 }
 
-// current returns the configuration in force.
-func (d *Daemon) current() config.Config {
+// Config returns the configuration in force.
+func (d *Daemon) Config() config.Config {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.config
@@ -226,7 +230,7 @@ func (d *Daemon) Reload() error {
 	d.service.reloading()
 	defer d.service.reloaded()
 
-	old := d.current()
+	old := d.Config()
 	loaded, err := config.Load(d.options.ConfigPath)
 	if err != nil {
 		return fmt.Errorf("%w, nothing changed:\n%w", config.ErrInvalid, err)

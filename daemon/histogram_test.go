@@ -28,6 +28,9 @@ func TestHistogramBuckets(t *testing.T) {
 	}
 }
 
+// histogramLabels are those of a histogram.
+type histogramLabels struct{ iface, kind, side, family, result string }
+
 // TestHistogram: what /v1/histogram says is, for every label and each
 // selection, what the events say, bucket by bucket.
 func TestHistogram(t *testing.T) {

@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/common/expfmt"
 
 	"github.com/flatd/flatd/bpf"
+	"github.com/flatd/flatd/daemon/control"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/packaging/testbed"
 )
@@ -347,7 +348,7 @@ func TestNativeHistogramSaysNothingFaster(t *testing.T) {
 	}
 	h.Sum = time.Hour
 	var m dto.Metric
-	if err := newDurations(&h, "eth0", "tcp", "client", "ipv4", "established").Write(&m); err != nil {
+	if err := control.NewDurations(&h, "eth0", "tcp", "client", "ipv4", "established").Write(&m); err != nil {
 		t.Fatal(err)
 	}
 	counts := nativeCounts(t, m.Histogram)
@@ -377,8 +378,8 @@ func TestNativeHistogramSpans(t *testing.T) {
 	for _, i := range []int{0, 3, 4, 9, 60, 61, 109} {
 		gaps.Buckets[i] = uint64(1000 - 7*i)
 	}
-	registry.MustRegister(constant{newDurations(gaps, "eth0", "tcp", "client", "ipv4", "established"),
-		newDurations(new(bpf.Histogram), "eth0", "udp", "client", "ipv4", "answered")})
+	registry.MustRegister(constant{control.NewDurations(gaps, "eth0", "tcp", "client", "ipv4", "established"),
+		control.NewDurations(new(bpf.Histogram), "eth0", "udp", "client", "ipv4", "answered")})
 	families, err := registry.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -400,9 +401,9 @@ func TestNativeHistogramSpans(t *testing.T) {
 }
 
 // constant collects metrics that do not change.
-type constant []durations
+type constant []prometheus.Metric
 
-func (c constant) Describe(to chan<- *prometheus.Desc) { to <- durationMetric }
+func (c constant) Describe(to chan<- *prometheus.Desc) { to <- c[0].Desc() }
 
 func (c constant) Collect(to chan<- prometheus.Metric) {
 	for _, m := range c {

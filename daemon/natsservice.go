@@ -18,14 +18,14 @@ var natsEndpoints = []struct {
 }{
 	{"status", func(d *Daemon, _ url.Values) (any, error) { return d.Status() }},
 	{"summary", func(d *Daemon, _ url.Values) (any, error) {
-		return json.RawMessage(d.appendArray(nil, d.pipeline.Summaries())), nil
+		return json.RawMessage(d.control.AppendArray(nil, d.Summaries())), nil
 	}},
 	{"histogram", func(d *Daemon, query url.Values) (any, error) {
 		q, err := api.ParseHistogramQuery(query)
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", outputs.ErrRequest, err)
 		}
-		return d.Histograms(q)
+		return d.control.Histograms(q)
 	}},
 }
 

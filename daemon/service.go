@@ -19,13 +19,7 @@ import (
 	sd "github.com/coreos/go-systemd/v22/daemon"
 
 	"github.com/flatd/flatd/daemon/api"
-)
-
-// The names of inherited sockets: FileDescriptorName= in flatd.socket and
-// flatd-metrics.socket.
-const (
-	ControlSocketName = "control"
-	MetricsSocketName = "metrics"
+	"github.com/flatd/flatd/daemon/control"
 )
 
 // service is flatd's side of the service manager: the sockets it hands over
@@ -46,13 +40,13 @@ func openService(socket string, log *slog.Logger) (*service, error) {
 	}
 	for name, listeners := range inherited {
 		switch name {
-		case ControlSocketName:
+		case control.SocketName:
 			s.control = listeners[0]
-		case MetricsSocketName:
+		case control.MetricsSocketName:
 			s.metrics = listeners
 		default:
 			log.Warn("inherited a socket of a name that means nothing to flatd, closing it", "name", name,
-				"known", ControlSocketName+", "+MetricsSocketName)
+				"known", control.SocketName+", "+control.MetricsSocketName)
 			for _, l := range listeners {
 				l.Close()
 			}
@@ -145,7 +139,7 @@ func (s *service) report(ctx context.Context, d *Daemon) error {
 		}
 		d.pipeline.ReportRefused()
 		message := "STATUS=" + d.statusLine()
-		if stuck := d.stuck(); stuck == "" {
+		if stuck := d.Stuck(); stuck == "" {
 			message += "\n" + sd.SdNotifyWatchdog
 		} else {
 			d.log.Error("no progress; the service manager will start flatd anew", "stuck", stuck)

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -23,7 +24,7 @@ func (d *Daemon) Status() (api.Status, error) {
 	s := api.Status{
 		Version: d.options.Version, Host: d.host.Name, Start: d.state.Start, Since: d.started,
 		Programs: d.state.Object, Refused: d.state.Refused,
-		Interfaces: d.interfaces(),
+		Interfaces: d.Interfaces(),
 		Books: api.Books{
 			Requests: counters[bpf.Requests], Finished: counters[bpf.Finished], TimedOut: counters[bpf.TimedOut],
 			HalfOpen: counters[bpf.HalfOpen], Translated: counters[bpf.Translated], NotLooking: counters[bpf.NotLooking],
@@ -53,8 +54,8 @@ func outputStatus(o outputs.Stats) api.OutputStatus {
 	return s
 }
 
-// interfaces lists those that are measured, then those that are not but should.
-func (d *Daemon) interfaces() []api.InterfaceStatus {
+// Interfaces lists those that are measured, then those that are not but should.
+func (d *Daemon) Interfaces() []api.InterfaceStatus {
 	all := []api.InterfaceStatus{}
 	ahead := d.links.Ahead()
 	for _, a := range d.state.Attachments() {
@@ -87,7 +88,7 @@ func (d *Daemon) judge(s api.Status) (measuring bool, problems []string) {
 	if problem := d.owners.Problem(); problem != "" {
 		problems = append(problems, problem)
 	}
-	if stuck := d.stuck(); stuck != "" {
+	if stuck := d.Stuck(); stuck != "" {
 		problems = append(problems, "no progress: "+stuck)
 	}
 	for _, o := range s.Outputs {
@@ -152,8 +153,8 @@ const (
 	outputsPatience  = 4 * outputs.WriteTimeout
 )
 
-// stuck names what makes no progress, or is "".
-func (d *Daemon) stuck() string {
+// Stuck names what makes no progress, or is "".
+func (d *Daemon) Stuck() string {
 	now := time.Now()
 	if now.Sub(d.pipeline.Beat()) > pipelinePatience {
 		return "the reader of the event ring"
@@ -169,4 +170,24 @@ func (d *Daemon) stuck() string {
 
 func (d *Daemon) tellStart() {
 	d.pipeline.Status(flows.ActionStart, flows.Interface{}, fmt.Sprintf("flatd %s started (%s): %s", d.options.Version, d.state.Start, d.statusLine()))
+}
+
+// Finished are the kernel's histograms of exchanges that had an answer.
+func (d *Daemon) Finished() ([]bpf.Histogram, error) {
+	all, err := d.state.Histograms()
+	return slices.DeleteFunc(all, func(h bpf.Histogram) bool { return h.Result == uint8(flows.ResultTimeout) }), err
+}
+
+// Open is how many requests of this host, and to it, were open at the last sweep.
+func (d *Daemon) Open() (ours, theirs int64) { return d.pipeline.Open() }
+
+// Names are the names of the interfaces by index.
+func (d *Daemon) Names() map[int]string { return d.pipeline.Names() }
+
+// Summaries are what the latest interval that is over came to.
+func (d *Daemon) Summaries() []flows.Event { return d.pipeline.Summaries() }
+
+// LossEvent is a report of lost events.
+func (d *Daemon) LossEvent(lost uint64, message string) flows.Event {
+	return d.pipeline.LossEvent(lost, message)
 }

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// metric is what daemon/metrics.go says of one.
+// metric is what daemon/control/metrics.go says of one.
 var metric = regexp.MustCompile(`prometheus\.NewDesc\(\s*"(\w+)",\s*"[^"]*",\s*(?:nil|\[\]string\{([^}]*)\})`)
 
 // counterName is a counter of bpf/counters.h.
@@ -20,7 +20,7 @@ var counterName = regexp.MustCompile(`(?m)^\tCOUNT_(\w+),`)
 func TestDashboard(t *testing.T) {
 	labels := map[string]bool{"instance": true, "le": true} // Prometheus' own
 	unused := make(map[string]bool)
-	for _, m := range metric.FindAllStringSubmatch(readFile(t, "../daemon/metrics.go"), -1) {
+	for _, m := range metric.FindAllStringSubmatch(readFile(t, "../daemon/control/metrics.go"), -1) {
 		unused[m[1]] = true
 		for _, label := range strings.Split(m[2], ",") {
 			labels[strings.Trim(label, ` "`)] = true

@@ -9,9 +9,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/flatd/flatd/daemon"
 	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/daemon/config"
+	"github.com/flatd/flatd/daemon/control"
 	"github.com/flatd/flatd/flows"
 )
 
@@ -112,13 +112,13 @@ func TestUnitsAgreeWithTheCode(t *testing.T) {
 	service.want(t, "Service.RuntimeDirectory", filepath.Base(filepath.Dir(defaults.Socket)))
 	service.want(t, "Install.Also", "flatd.socket")
 
-	control := readUnit(t, "flatd.socket")
-	control.want(t, "Socket.ListenStream", defaults.Socket)
-	control.want(t, "Socket.FileDescriptorName", daemon.ControlSocketName)
-	control.want(t, "Socket.SocketGroup", api.ControlGroup)
+	socket := readUnit(t, "flatd.socket")
+	socket.want(t, "Socket.ListenStream", defaults.Socket)
+	socket.want(t, "Socket.FileDescriptorName", control.SocketName)
+	socket.want(t, "Socket.SocketGroup", api.ControlGroup)
 
 	metrics := readUnit(t, "flatd-metrics.socket")
-	metrics.want(t, "Socket.FileDescriptorName", daemon.MetricsSocketName)
+	metrics.want(t, "Socket.FileDescriptorName", control.MetricsSocketName)
 	metrics.want(t, "Socket.Service", "flatd.service")
 
 	if line := "\ng " + api.ControlGroup + " - -\n"; !strings.Contains(read(t, "flatd.sysusers"), line) {

@@ -75,7 +75,7 @@ func TestCounters(t *testing.T) {
 func TestMetrics(t *testing.T) {
 	metric := regexp.MustCompile(`prometheus\.NewDesc\(\s*"(\w+)",\s*"([^"]*)",\s*(?:nil|\[\]string\{([^}]*)\})`)
 	var text string
-	for _, m := range metric.FindAllStringSubmatch(read(t, "../../daemon/metrics.go"), -1) {
+	for _, m := range metric.FindAllStringSubmatch(read(t, "../../daemon/control/metrics.go"), -1) {
 		tag := Bold(m[1])
 		if m[3] != "" {
 			tag += "{" + Escape(strings.ReplaceAll(m[3], `"`, "")) + "}"

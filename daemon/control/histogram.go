@@ -1,4 +1,4 @@
-package daemon
+package control
 
 import (
 	"cmp"
@@ -15,14 +15,14 @@ import (
 )
 
 // Histograms reads those of the kernel's histograms that q chooses.
-func (d *Daemon) Histograms(q api.HistogramQuery) (api.Histograms, error) {
-	all, err := d.answered()
+func (c *Control) Histograms(q api.HistogramQuery) (api.Histograms, error) {
+	all, err := c.daemon.Finished()
 	if err != nil {
 		return api.Histograms{}, err
 	}
-	h := api.Histograms{Host: d.host.Name, Time: time.Now(), Parts: []api.HistogramPart{}}
+	h := api.Histograms{Host: c.host.Name, Time: time.Now(), Parts: []api.HistogramPart{}}
 	var total flows.Histogram
-	for labels, kernel := range mergeHistograms(all, d.pipeline.Names()) {
+	for labels, kernel := range mergeHistograms(all, c.daemon.Names()) {
 		part := api.HistogramPart{Interface: labels.iface, Kind: labels.kind, Side: labels.side, Family: labels.family, Result: labels.result}
 		if !q.Match(&part) {
 			continue
@@ -40,18 +40,12 @@ func (d *Daemon) Histograms(q api.HistogramQuery) (api.Histograms, error) {
 	return h, nil
 }
 
-// answered are the kernel's histograms of exchanges that had an answer.
-func (d *Daemon) answered() ([]bpf.Histogram, error) {
-	all, err := d.state.Histograms()
-	return slices.DeleteFunc(all, func(h bpf.Histogram) bool { return h.Result == uint8(flows.ResultTimeout) }), err
-}
-
 // flowsHistogram takes a histogram as it is: the buckets are the same.
 func flowsHistogram(h *bpf.Histogram) flows.Histogram {
 	return flows.Histogram{Sum: h.Sum, Buckets: h.Buckets}
 }
 
-func (d *Daemon) serveHistogram(w http.ResponseWriter, r *http.Request) {
+func (c *Control) serveHistogram(w http.ResponseWriter, r *http.Request) {
 	values, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		refuse(w, http.StatusBadRequest, errors.New("the parameters are not of the form name=value&name=value"))
@@ -62,6 +56,6 @@ func (d *Daemon) serveHistogram(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, err)
 		return
 	}
-	histograms, err := d.Histograms(q)
+	histograms, err := c.Histograms(q)
 	answer(w, histograms, err)
 }

@@ -1,4 +1,4 @@
-package daemon
+package control
 
 import (
 	"net/http"
@@ -15,9 +15,9 @@ import (
 // metricsHandler serves the kernel's counters and histograms and the outputs'
 // books to Prometheus. No label comes from the wire: interfaces, kinds, sides
 // and results are few.
-func (d *Daemon) metricsHandler() http.Handler {
+func (c *Control) metricsHandler() http.Handler {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(&collector{d}, collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry.MustRegister(&collector{c}, collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
 }
 
@@ -39,7 +39,7 @@ var (
 )
 
 // collector asks for everything anew at each scrape.
-type collector struct{ d *Daemon }
+type collector struct{ *Control }
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(to chan<- *prometheus.Desc) {
@@ -57,7 +57,7 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	count := func(d *prometheus.Desc, v uint64, labels ...string) {
 		to <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
-	status, err := c.d.Status()
+	status, err := c.daemon.Status()
 	if err != nil {
 		to <- prometheus.NewInvalidMetric(counterMetric, err)
 		return
@@ -69,7 +69,7 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	for name, v := range status.Counters {
 		count(counterMetric, v, name)
 	}
-	ours, theirs := c.d.pipeline.Open()
+	ours, theirs := c.daemon.Open()
 	gauge(openMetric, float64(ours), "client")
 	gauge(openMetric, float64(theirs), "server")
 	ring, books := status.Ring, status.Books

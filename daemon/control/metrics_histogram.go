@@ -1,4 +1,4 @@
-package daemon
+package control
 
 import (
 	"math"
@@ -12,13 +12,13 @@ import (
 )
 
 func (c *collector) collectHistograms(to chan<- prometheus.Metric) {
-	histograms, err := c.d.answered()
+	histograms, err := c.daemon.Finished()
 	if err != nil {
 		to <- prometheus.NewInvalidMetric(durationMetric, err)
 		return
 	}
-	for l, h := range mergeHistograms(histograms, c.d.pipeline.Names()) {
-		to <- newDurations(h, l.iface, l.kind, l.side, l.family, l.result)
+	for l, h := range mergeHistograms(histograms, c.daemon.Names()) {
+		to <- NewDurations(h, l.iface, l.kind, l.side, l.family, l.result)
 	}
 }
 
@@ -65,7 +65,8 @@ type durations struct {
 	kernel            *bpf.Histogram
 }
 
-func newDurations(h *bpf.Histogram, labels ...string) durations {
+// NewDurations is a histogram of the kernel's as flatd_exchange_duration_seconds, with these labels.
+func NewDurations(h *bpf.Histogram, labels ...string) prometheus.Metric {
 	return durations{prometheus.MustNewConstHistogram(durationMetric, h.Count(), h.Sum.Seconds(), classicBuckets(h), labels...), h}
 }
 

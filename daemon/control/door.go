@@ -1,4 +1,4 @@
-package daemon
+package control
 
 import (
 	"context"
@@ -26,8 +26,11 @@ type limits struct {
 	idle        time.Duration // between two requests
 }
 
+// ConnectionsMax is how many connections a socket has at once.
+const ConnectionsMax = 128
+
 var usualLimits = limits{
-	connections: 128, atOnce: pipeline.FollowersMax + 8, header: 16 << 10,
+	connections: ConnectionsMax, atOnce: pipeline.FollowersMax + 8, header: 16 << 10,
 	ask: 5 * time.Second, read: 30 * time.Second, idle: time.Minute,
 }
 

@@ -1,10 +1,12 @@
-package daemon
+// Package control answers on flatd's sockets: HTTP/1.1 with JSON, and Prometheus.
+package control
 
 import (
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -13,13 +15,47 @@ import (
 	"github.com/BurntSushi/toml"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/flatd/flatd/bpf"
 	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/daemon/config"
 	"github.com/flatd/flatd/daemon/pipeline"
 	"github.com/flatd/flatd/flows"
 )
 
-// Routes on the control socket, HTTP/1.1 with JSON:
+// The names of inherited sockets: FileDescriptorName= in flatd.socket and
+// flatd-metrics.socket.
+const (
+	SocketName        = "control"
+	MetricsSocketName = "metrics"
+)
+
+// Daemon is what is asked for the answers.
+type Daemon interface {
+	Status() (api.Status, error)
+	Interfaces() []api.InterfaceStatus
+	Config() config.Config
+	Reload() error
+	Stuck() string // what makes no progress, or ""
+	Summaries() []flows.Event
+	Finished() ([]bpf.Histogram, error) // the kernel's histograms of exchanges that had an answer
+	Open() (ours, theirs int64)
+	Names() map[int]string // of interfaces, by index
+	LossEvent(lost uint64, message string) flows.Event
+}
+
+// Control answers for a daemon.
+type Control struct {
+	daemon Daemon
+	host   *flows.Host
+	recent *pipeline.Recent
+}
+
+// New makes one. The daemon is asked only once Serve, Histograms or AppendArray is called.
+func New(daemon Daemon, host *flows.Host, recent *pipeline.Recent) *Control {
+	return &Control{daemon, host, recent}
+}
+
+// routes on the control socket, HTTP/1.1 with JSON:
 //
 //	GET  /v1/status      how flatd is (Status)
 //	GET  /v1/events      recent events, JSON lines; ?follow=true goes on, see api.ParseEventsQuery
@@ -30,38 +66,38 @@ import (
 //	POST /v1/reload      read the configuration again; root only
 //	GET  /healthz        200 if everything makes progress, else 503
 //	GET  /metrics        Prometheus
-func (d *Daemon) controlRoutes(entrance *door) http.Handler {
+func (c *Control) routes(entrance *door) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
-		status, err := d.Status()
+		status, err := c.daemon.Status()
 		answer(w, status, err)
 	})
-	mux.HandleFunc("GET /v1/events", d.serveEvents)
-	mux.HandleFunc("GET /v1/summary", d.serveSummary)
-	mux.HandleFunc("GET /v1/histogram", d.serveHistogram)
-	mux.HandleFunc("GET /v1/interfaces", func(w http.ResponseWriter, _ *http.Request) { answer(w, d.interfaces(), nil) })
-	mux.HandleFunc("GET /v1/config", d.serveConfig)
-	mux.HandleFunc("POST /v1/reload", entrance.rootOnly(d.serveReload))
-	mux.HandleFunc("GET /healthz", d.serveHealth)
-	mux.Handle("GET /metrics", d.metricsHandler())
+	mux.HandleFunc("GET /v1/events", c.serveEvents)
+	mux.HandleFunc("GET /v1/summary", c.serveSummary)
+	mux.HandleFunc("GET /v1/histogram", c.serveHistogram)
+	mux.HandleFunc("GET /v1/interfaces", func(w http.ResponseWriter, _ *http.Request) { answer(w, c.daemon.Interfaces(), nil) })
+	mux.HandleFunc("GET /v1/config", c.serveConfig)
+	mux.HandleFunc("POST /v1/reload", entrance.rootOnly(c.serveReload))
+	mux.HandleFunc("GET /healthz", c.serveHealth)
+	mux.Handle("GET /metrics", c.metricsHandler())
 	return mux
 }
 
-func (d *Daemon) metricsRoutes() http.Handler {
+func (c *Control) metricsRoutes() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", d.serveHealth)
-	mux.Handle("GET /metrics", d.metricsHandler())
+	mux.HandleFunc("GET /healthz", c.serveHealth)
+	mux.Handle("GET /metrics", c.metricsHandler())
 	return mux
 }
 
-// serve answers on the sockets until ctx ends.
-func (s *service) serve(ctx context.Context, d *Daemon) error {
+// Serve answers on the control socket and on those for metrics until ctx ends.
+func (c *Control) Serve(ctx context.Context, control net.Listener, metrics []net.Listener, log *slog.Logger) error {
 	tasks, ctx := errgroup.WithContext(ctx)
-	control := newDoor(usualLimits, s.log.With("socket", ControlSocketName))
-	tasks.Go(func() error { return serveAt(ctx, s.control, control, d.controlRoutes(control)) })
-	for _, l := range s.metrics {
-		metrics := newDoor(usualLimits, s.log.With("socket", MetricsSocketName))
-		tasks.Go(func() error { return serveAt(ctx, l, metrics, d.metricsRoutes()) })
+	entrance := newDoor(usualLimits, log.With("socket", SocketName))
+	tasks.Go(func() error { return serveAt(ctx, control, entrance, c.routes(entrance)) })
+	for _, l := range metrics {
+		entrance := newDoor(usualLimits, log.With("socket", MetricsSocketName))
+		tasks.Go(func() error { return serveAt(ctx, l, entrance, c.metricsRoutes()) })
 	}
 	return tasks.Wait()
 }
@@ -103,8 +139,8 @@ func refuse(w http.ResponseWriter, code int, err error) {
 	_ = json.NewEncoder(w).Encode(map[string]string{"error": err.Error()})
 }
 
-func (d *Daemon) serveConfig(w http.ResponseWriter, r *http.Request) {
-	table := d.current().Table()
+func (c *Control) serveConfig(w http.ResponseWriter, r *http.Request) {
+	table := c.daemon.Config().Table()
 	if r.URL.Query().Get("format") != "toml" {
 		answer(w, table, nil)
 		return
@@ -113,8 +149,8 @@ func (d *Daemon) serveConfig(w http.ResponseWriter, r *http.Request) {
 	_ = toml.NewEncoder(w).Encode(table) // the client has gone
 }
 
-func (d *Daemon) serveReload(w http.ResponseWriter, _ *http.Request) {
-	if err := d.Reload(); err != nil {
+func (c *Control) serveReload(w http.ResponseWriter, _ *http.Request) {
+	if err := c.daemon.Reload(); err != nil {
 		code := http.StatusInternalServerError
 		if errors.Is(err, config.ErrInvalid) {
 			code = http.StatusUnprocessableEntity
@@ -125,8 +161,8 @@ func (d *Daemon) serveReload(w http.ResponseWriter, _ *http.Request) {
 	answer(w, map[string]string{"result": "reloaded"}, nil)
 }
 
-func (d *Daemon) serveHealth(w http.ResponseWriter, _ *http.Request) {
-	if stuck := d.stuck(); stuck != "" {
+func (c *Control) serveHealth(w http.ResponseWriter, _ *http.Request) {
+	if stuck := c.daemon.Stuck(); stuck != "" {
 		refuse(w, http.StatusServiceUnavailable, fmt.Errorf("no progress: %s", stuck))
 		return
 	}
@@ -134,8 +170,8 @@ func (d *Daemon) serveHealth(w http.ResponseWriter, _ *http.Request) {
 }
 
 // serveSummary writes what the latest interval that is over came to.
-func (d *Daemon) serveSummary(w http.ResponseWriter, r *http.Request) {
-	events := d.pipeline.Summaries()
+func (c *Control) serveSummary(w http.ResponseWriter, r *http.Request) {
+	events := c.daemon.Summaries()
 	var text []byte
 	if r.URL.Query().Get("format") == "text" {
 		for i := range events {
@@ -143,26 +179,26 @@ func (d *Daemon) serveSummary(w http.ResponseWriter, r *http.Request) {
 		}
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	} else {
-		text = d.appendArray(text, events)
+		text = c.AppendArray(text, events)
 		w.Header().Set("Content-Type", "application/json")
 	}
 	_, _ = w.Write(text) // the client has gone
 }
 
-// appendArray appends events as a JSON array, a line each.
-func (d *Daemon) appendArray(dst []byte, events []flows.Event) []byte {
+// AppendArray appends events as a JSON array, a line each.
+func (c *Control) AppendArray(dst []byte, events []flows.Event) []byte {
 	dst = append(dst, '[')
 	for i := range events {
 		if i > 0 {
 			dst = append(dst, ',')
 		}
-		dst = d.host.AppendJSON(append(dst, '\n'), &events[i])
+		dst = c.host.AppendJSON(append(dst, '\n'), &events[i])
 	}
 	return append(dst, "\n]\n"...)
 }
 
 // serveEvents writes events as JSON lines.
-func (d *Daemon) serveEvents(w http.ResponseWriter, r *http.Request) {
+func (c *Control) serveEvents(w http.ResponseWriter, r *http.Request) {
 	values, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		refuse(w, http.StatusBadRequest, err)
@@ -176,25 +212,25 @@ func (d *Daemon) serveEvents(w http.ResponseWriter, r *http.Request) {
 	var events []flows.Event
 	var f *pipeline.Follower
 	if q.Follow {
-		if events, f, err = d.recent.Follow(q.Limit, q.Match); err != nil {
+		if events, f, err = c.recent.Follow(q.Limit, q.Match); err != nil {
 			refuse(w, http.StatusTooManyRequests, err)
 			return
 		}
-		defer d.recent.Unfollow(f)
+		defer c.recent.Unfollow(f)
 	} else {
-		events = d.recent.Latest(q.Limit, q.Match)
+		events = c.recent.Latest(q.Limit, q.Match)
 	}
 	stream := eventStream{
-		response: http.NewResponseController(w), writer: w, append: d.host.AppendJSON,
+		response: http.NewResponseController(w), writer: w, append: c.host.AppendJSON,
 		patience: guestOf(r).door.limits.read,
 	}
 	contentType := "application/x-ndjson"
 	if q.Text {
 		contentType = "text/plain; charset=utf-8"
-		stream.append = func(dst []byte, e *flows.Event) []byte { return d.host.AppendLine(dst, e, q.Color) }
+		stream.append = func(dst []byte, e *flows.Event) []byte { return c.host.AppendLine(dst, e, q.Color) }
 	}
 	w.Header().Set("Content-Type", contentType)
-	if at, forgotten := d.recent.Oldest(); forgotten {
+	if at, forgotten := c.recent.Oldest(); forgotten {
 		w.Header().Set(api.OldestHeader, at.UTC().Format(time.RFC3339Nano))
 	}
 	for i := range events {
@@ -203,12 +239,12 @@ func (d *Daemon) serveEvents(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if f != nil && stream.flush() == nil {
-		d.follow(r.Context(), f, &stream)
+		c.follow(r.Context(), f, &stream)
 	}
 }
 
 // follow writes what comes until the client goes or ctx ends.
-func (d *Daemon) follow(ctx context.Context, f *pipeline.Follower, stream *eventStream) {
+func (c *Control) follow(ctx context.Context, f *pipeline.Follower, stream *eventStream) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -221,8 +257,8 @@ func (d *Daemon) follow(ctx context.Context, f *pipeline.Follower, stream *event
 		if len(f.Events) > 0 {
 			continue
 		}
-		if missed := d.recent.TakeMissed(f); missed > 0 {
-			loss := d.pipeline.LossEvent(missed, fmt.Sprintf("this follower was too slow and missed %d events", missed))
+		if missed := c.recent.TakeMissed(f); missed > 0 {
+			loss := c.daemon.LossEvent(missed, fmt.Sprintf("this follower was too slow and missed %d events", missed))
 			_ = stream.write(&loss)
 		}
 		if stream.flush() != nil {
