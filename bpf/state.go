@@ -45,8 +45,9 @@ const (
 //	    v3-flat/flat_ingress …        programs
 //	    v3-flat/links/4-ingress       tcx link of the interface with index 4
 //
-// Its methods are for one goroutine, except Counters, Histograms
-// and Attachments, which any may call.
+// Its methods are for one goroutine, except Counters, Histograms and Attachments, which
+// any may call, what links.Programs has, which is for one other, and what pipeline.Programs
+// has, for those that hold the lock of the pipeline.
 type State struct {
 	Start Start
 	// Object is which of the two objects the kernel got: "flat", or "flat510" on Linux

@@ -33,6 +33,7 @@ func (d *Daemon) Status() (api.Status, error) {
 			ResultOut: counters[bpf.ResultOut], TooFast: counters[bpf.TooFast], SampledOut: counters[bpf.SampledOut], RingFull: counters[bpf.RingFull],
 		},
 		Counters: counters.Map(),
+		Stuck:    d.Stuck(),
 	}
 	d.pipeline.Account(&s)
 	for _, o := range d.fanout.Stats() {
@@ -88,8 +89,8 @@ func (d *Daemon) judge(s api.Status) (measuring bool, problems []string) {
 	if problem := d.owners.Problem(); problem != "" {
 		problems = append(problems, problem)
 	}
-	if stuck := d.Stuck(); stuck != "" {
-		problems = append(problems, "no progress: "+stuck)
+	if s.Stuck != "" {
+		problems = append(problems, "no progress: "+s.Stuck)
 	}
 	for _, o := range s.Outputs {
 		if o.Down {

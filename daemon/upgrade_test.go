@@ -555,7 +555,7 @@ func stages(t *testing.T, start, whole int) (chosen []int) {
 func killed(t *testing.T, from, to string, c killCase) exact.Verdict {
 	u, p := newUpgrading(t, from, c.attach, killPace)
 	u.fromMain = c.from == "main"
-	u.backToMain = u.fromMain && c.back && !everyDay()
+	u.backToMain = u.fromMain && c.back
 	time.Sleep(200 * time.Millisecond)
 	u.end(p, []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL}[c.stage.K%2])
 	u.load.Open(c.open)

@@ -59,8 +59,8 @@ var mayImport = map[string]map[string]string{
 		"daemon/config":   "it does as it says",
 		"daemon/links":    "it has the programs where they belong",
 		"daemon/pipeline": "it reads, and hands on",
-		"flows":           "it makes events of records",
-		"outputs":         "it hands events to them",
+		"flows":           "what happens to it is an event",
+		"outputs":         "it opens them",
 	},
 	"cmd/flatd": {
 		"daemon":        "it is one",

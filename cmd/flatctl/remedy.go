@@ -26,9 +26,7 @@ func remedies(s *api.Status) (all []string) {
 	add(s.Books.RingFull > 0, "flatd could not read as fast as the kernel reported: is the host overloaded? `sample` or `results` in flatd.toml has less reported; counts and histograms have it all")
 	add(s.Books.LostBefore > 0, "an output was away for too long: bring it back before flatd is restarted while flatctl status says that events are at risk")
 	add(s.Books.PendingFull > 0, "more requests were open than fit: a flood? flatctl top shows to whom; a shorter measure.timeout, or filter.exclude, leaves fewer open")
-	for _, p := range s.Problems {
-		add(strings.HasPrefix(p, "no progress"), "systemctl restart flatd: it loses nothing, for the kernel goes on measuring; its journal says what held it up")
-	}
+	add(s.Stuck != "", "systemctl restart flatd: it loses nothing, for the kernel goes on measuring; its journal says what held it up")
 	return all
 }
 

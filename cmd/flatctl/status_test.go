@@ -62,7 +62,7 @@ func TestRemedies(t *testing.T) {
 		"overloaded":          {Interfaces: up, Books: api.Books{RingFull: 1}},
 		"bring it back":       {Interfaces: up, Books: api.Books{LostBefore: 1}},
 		"measure.timeout":     {Interfaces: up, Books: api.Books{PendingFull: 1}},
-		"systemctl restart":   {Interfaces: up, Problems: []string{"no progress: the reader of the event ring"}},
+		"systemctl restart":   {Interfaces: up, Stuck: "the reader of the event ring"},
 		"":                    {Interfaces: up},
 	} {
 		got := strings.Join(remedies(&s), "\n")

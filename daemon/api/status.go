@@ -27,6 +27,7 @@ type Status struct {
 	TakingOver bool     `json:"taking_over,omitempty"`
 	Summary    string   `json:"summary"` // one line, also that of systemctl status
 	Problems   []string `json:"problems,omitempty"`
+	Stuck      string   `json:"stuck,omitempty"` // what makes no progress
 
 	Interfaces []InterfaceStatus `json:"interfaces"`
 	Outputs    []OutputStatus    `json:"outputs"`
