@@ -224,7 +224,7 @@ func (u *upgrading) finish(last *process, heading string) exact.Verdict {
 		v.Preceded = 0
 	}
 	if u.backToMain {
-		v.Skipped = 0 // it may begin a sequence of its own
+		v.Skipped = 0 // it may begin another sequence
 	}
 	if u.backToMain && v.Missing <= inDoubt && v.Doubled <= inDoubt && v.Wrong <= inDoubt {
 		v.Missing, v.Doubled, v.Wrong = 0, 0, 0
@@ -310,7 +310,7 @@ func TestUpgradeFromMain(t *testing.T) {
 	atOnce(t, 2, cases)
 }
 
-// TestBackToMain goes back to main's flatd, which finds nothing of its own, and upgrades again.
+// TestBackToMain goes back to the flatd of main, which starts anew, and upgrades again.
 func TestBackToMain(t *testing.T) {
 	before, after := testbed.BuildAt(t, mainCommit, "flatd"), nextRelease(t)
 	u, p := newUpgrading(t, before, "tcx", killPace)

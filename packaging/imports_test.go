@@ -27,7 +27,7 @@ var mayImport = map[string]map[string]string{
 		"flows": "which kinds, sides and results there are, and distributions",
 	},
 	"daemon/config": {
-		"bpf":     "how much the programs can be told",
+		"bpf":     "limits of the programs' settings",
 		"flows":   "which kinds, sides and results there are",
 		"outputs": "which subjects are valid",
 	},
@@ -37,7 +37,7 @@ var mayImport = map[string]map[string]string{
 		"flows":         "what becomes of an interface is an event",
 	},
 	"daemon/pipeline": {
-		"bpf":            "it reads what the programs report, and tells them what to",
+		"bpf":            "it reads what the programs report, and sets what they measure",
 		"daemon/api":     "it gives account",
 		"daemon/cgroups": "it names who asked",
 		"daemon/config":  "what to measure and to report",

@@ -33,7 +33,7 @@ type Programs interface {
 	SetTranslating(indexes []int)
 }
 
-// Events is whom a Keeper tells what becomes of interfaces.
+// Events takes what happens to interfaces.
 type Events interface {
 	Status(action flows.Action, iface flows.Interface, message string)
 	SetNames(map[int]string)
@@ -202,7 +202,7 @@ func (l *Keeper) Failing() map[string]string { return *l.failing.Load() }
 // Beat is when interfaces were last reconciled.
 func (l *Keeper) Beat() time.Time { return time.Unix(l.beat.Load(), 0) }
 
-// LearnNames tells of the names that interfaces have now. Not while Run does.
+// LearnNames reports the names of the interfaces. Not while Run is at work.
 func (l *Keeper) LearnNames() {
 	if devices, err := listDevices(false); err == nil {
 		l.learnNames(devices)

@@ -8,7 +8,7 @@ import (
 	"github.com/flatd/flatd/flows"
 )
 
-// Settings is what the kernel is told of a configuration.
+// Settings are those of the programs for a configuration.
 func Settings(c config.Config) bpf.Settings {
 	s := bpf.Settings{
 		UDPIdle:     c.Measure.UDPInterval,
