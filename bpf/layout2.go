@@ -6,6 +6,7 @@ import (
 	"hash/fnv"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -210,6 +211,22 @@ func (l *layout2) options() (o kernelFlatOptions2, err error) {
 	return o, nil
 }
 
+// watchLayout2 has our programs look whether a daemon of layout 2 comes back.
+func (s *State) watchLayout2(p *Previous) error {
+	if p.two == nil {
+		return nil
+	}
+	options, err := p.two.options()
+	if err == nil {
+		atomic.StoreUint32(&s.shared.Generation2, options.Generation)
+		err = s.maps.FlatSettings2.Put(uint32(0), p.two.settings)
+	}
+	if err != nil {
+		return fmt.Errorf("watch the settings of layout 2: %w", err)
+	}
+	return nil
+}
+
 // noteReturn finds out whether a daemon of layout 2, which knows nothing of our programs, was
 // started after they had taken over. Where it found its own, it has them begin again, and ours
 // leave it to them (handover.h), but for what both have begun by then. Where these were removed,
@@ -273,7 +290,7 @@ func (l *layout2) isFrom(s *State, record []byte) bool {
 	if !ok { // by a filter, which has no time
 		since = l.again["flat_"+string(asks)]
 	}
-	if since < l.tookOver { // a link from before, which has been awake again since others were made
+	if since <= l.tookOver { // a link from before, which has been awake again since others were made
 		since = newest(l.again)
 	}
 	first := r.EndNs - r.DurationNs
@@ -289,6 +306,53 @@ func (l *layout2) isAnswer(s *State, record []byte) bool {
 	}
 	side, key := keyOf(record, s.shared)
 	return s.knowsFlow(SideClient+SideServer-side, &key)
+}
+
+// askedFlow is a UDP flow with an open request.
+type askedFlow struct {
+	side   uint8
+	key    kernelFlatKey
+	lastNs uint64
+}
+
+// noteFlows has our programs know flows, so that the answer to one begins no other.
+func (s *State) noteFlows(flows []askedFlow) error {
+	return withWords(s.maps.FlatFlows, func(words []uint64) error {
+		for i := range flows {
+			f := &flows[i]
+			hash := flowHash(s.shared.Seed, &f.key)
+			set := flowSet(words, f.side, hash)
+			if way := slices.Index(set, 0); way >= 0 {
+				const asked, unitShift, unitMask = 1 << 22, 24, 1<<22 - 1 // FLOW_ASKED and the like
+				word := hash>>tagShift<<tagShift | asked | f.lastNs>>unitShift&unitMask
+				atomic.CompareAndSwapUint64(&set[way], 0, word)
+			}
+		}
+		return nil
+	})
+}
+
+// flowSet is where the words of flows with a hash are, that a side has begun.
+func flowSet(words []uint64, side uint8, hash uint64) []uint64 {
+	const ways = len(kernelFlatFlowSet{}.Ours) // and as many of the other side
+	set := words[int(hash%uint64(len(words)/(2*ways)))*2*ways:]
+	if side == SideServer {
+		return set[ways : 2*ways]
+	}
+	return set[:ways]
+}
+
+// knowsFlow reports whether our programs know a UDP flow that a side has begun.
+func (s *State) knowsFlow(side uint8, key *kernelFlatKey) (known bool) {
+	hash := flowHash(s.shared.Seed, key)
+	err := withWords(s.maps.FlatFlows, func(words []uint64) error {
+		set := flowSet(words, side, hash)
+		for i := range set {
+			known = known || atomic.LoadUint64(&set[i])>>tagShift == hash>>tagShift
+		}
+		return nil
+	})
+	return known && err == nil
 }
 
 // visit calls use for each request that is known: a copy, in a seat perhaps of two that

@@ -166,22 +166,6 @@ func (s *State) TakeOver(p *Previous) error {
 	return nil
 }
 
-// watchLayout2 has our programs look whether a daemon of layout 2 comes back.
-func (s *State) watchLayout2(p *Previous) error {
-	if p.two == nil {
-		return nil
-	}
-	options, err := p.two.options()
-	if err == nil {
-		atomic.StoreUint32(&s.shared.Generation2, options.Generation)
-		err = s.maps.FlatSettings2.Put(uint32(0), p.two.settings)
-	}
-	if err != nil {
-		return fmt.Errorf("watch the settings of layout 2: %w", err)
-	}
-	return nil
-}
-
 // DetachPrevious removes the programs of p from every interface.
 func (s *State) DetachPrevious(p *Previous) error {
 	if err := s.maps.FlatSettings2.Delete(uint32(0)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
@@ -240,53 +224,6 @@ func (s *State) noteSeen(hash, value uint64) error {
 		return fmt.Errorf("note what other programs have begun: %w", err)
 	}
 	return nil
-}
-
-// askedFlow is a UDP flow with an open request.
-type askedFlow struct {
-	side   uint8
-	key    kernelFlatKey
-	lastNs uint64
-}
-
-// noteFlows has our programs know flows, so that the answer to one begins no other.
-func (s *State) noteFlows(flows []askedFlow) error {
-	return withWords(s.maps.FlatFlows, func(words []uint64) error {
-		for i := range flows {
-			f := &flows[i]
-			hash := flowHash(s.shared.Seed, &f.key)
-			set := flowSet(words, f.side, hash)
-			if way := slices.Index(set, 0); way >= 0 {
-				const asked, unitShift, unitMask = 1 << 22, 24, 1<<22 - 1 // FLOW_ASKED and the like
-				word := hash>>tagShift<<tagShift | asked | f.lastNs>>unitShift&unitMask
-				atomic.CompareAndSwapUint64(&set[way], 0, word)
-			}
-		}
-		return nil
-	})
-}
-
-// flowSet is where the words of flows with a hash are, that a side has begun.
-func flowSet(words []uint64, side uint8, hash uint64) []uint64 {
-	const ways = len(kernelFlatFlowSet{}.Ours) // and as many of the other side
-	set := words[int(hash%uint64(len(words)/(2*ways)))*2*ways:]
-	if side == SideServer {
-		return set[ways : 2*ways]
-	}
-	return set[:ways]
-}
-
-// knowsFlow reports whether our programs know a UDP flow that a side has begun.
-func (s *State) knowsFlow(side uint8, key *kernelFlatKey) (known bool) {
-	hash := flowHash(s.shared.Seed, key)
-	err := withWords(s.maps.FlatFlows, func(words []uint64) error {
-		set := flowSet(words, side, hash)
-		for i := range set {
-			known = known || atomic.LoadUint64(&set[i])>>tagShift == hash>>tagShift
-		}
-		return nil
-	})
-	return known && err == nil
 }
 
 // inheritWords copies the words of an array of them, where ours has none yet.
