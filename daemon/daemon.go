@@ -108,7 +108,6 @@ func (d *Daemon) run(ctx context.Context) error {
 		return err
 	}
 	recent := pipeline.NewRecent()
-	d.control = control.New(d, &d.host, recent)
 	d.fanout = outputs.NewFanout(drainTime, queues...)
 	d.owners = cgroups.New()
 	defer d.owners.Close()
@@ -120,6 +119,7 @@ func (d *Daemon) run(ctx context.Context) error {
 			"programs", d.state.Object, "refused", d.state.Refused)
 	}
 	d.pipeline = pipeline.New(d.state, reader, d.fanout, recent, d.owners, d.config, d.log)
+	d.control = control.New(d, d.pipeline, &d.host, recent)
 	if err := d.pipeline.TakeOver(); err != nil {
 		return err
 	}

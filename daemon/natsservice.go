@@ -18,7 +18,7 @@ var natsEndpoints = []struct {
 }{
 	{"status", func(d *Daemon, _ url.Values) (any, error) { return d.Status() }},
 	{"summary", func(d *Daemon, _ url.Values) (any, error) {
-		return json.RawMessage(d.control.AppendArray(nil, d.Summaries())), nil
+		return json.RawMessage(d.control.AppendArray(nil, d.pipeline.Summaries())), nil
 	}},
 	{"histogram", func(d *Daemon, query url.Values) (any, error) {
 		q, err := api.ParseHistogramQuery(query)

@@ -178,17 +178,3 @@ func (d *Daemon) Finished() ([]bpf.Histogram, error) {
 	all, err := d.state.Histograms()
 	return slices.DeleteFunc(all, func(h bpf.Histogram) bool { return h.Result == uint8(flows.ResultTimeout) }), err
 }
-
-// Open is how many requests of this host, and to it, were open at the last sweep.
-func (d *Daemon) Open() (ours, theirs int64) { return d.pipeline.Open() }
-
-// Names are the names of the interfaces by index.
-func (d *Daemon) Names() map[int]string { return d.pipeline.Names() }
-
-// Summaries are what the latest interval that is over came to.
-func (d *Daemon) Summaries() []flows.Event { return d.pipeline.Summaries() }
-
-// LossEvent is a report of lost events.
-func (d *Daemon) LossEvent(lost uint64, message string) flows.Event {
-	return d.pipeline.LossEvent(lost, message)
-}

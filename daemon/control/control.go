@@ -35,24 +35,21 @@ type Daemon interface {
 	Interfaces() []api.InterfaceStatus
 	Config() config.Config
 	Reload() error
-	Stuck() string // what makes no progress, or ""
-	Summaries() []flows.Event
+	Stuck() string                      // what makes no progress, or ""
 	Finished() ([]bpf.Histogram, error) // the kernel's histograms of exchanges that had an answer
-	Open() (ours, theirs int64)
-	Names() map[int]string // of interfaces, by index
-	LossEvent(lost uint64, message string) flows.Event
 }
 
 // Control answers for a daemon.
 type Control struct {
-	daemon Daemon
-	host   *flows.Host
-	recent *pipeline.Recent
+	daemon   Daemon
+	pipeline *pipeline.Pipeline
+	host     *flows.Host
+	recent   *pipeline.Recent
 }
 
 // New makes one. The daemon is asked only once Serve, Histograms or AppendArray is called.
-func New(daemon Daemon, host *flows.Host, recent *pipeline.Recent) *Control {
-	return &Control{daemon, host, recent}
+func New(daemon Daemon, p *pipeline.Pipeline, host *flows.Host, recent *pipeline.Recent) *Control {
+	return &Control{daemon, p, host, recent}
 }
 
 // routes on the control socket, HTTP/1.1 with JSON:
@@ -171,7 +168,7 @@ func (c *Control) serveHealth(w http.ResponseWriter, _ *http.Request) {
 
 // serveSummary writes what the latest interval that is over came to.
 func (c *Control) serveSummary(w http.ResponseWriter, r *http.Request) {
-	events := c.daemon.Summaries()
+	events := c.pipeline.Summaries()
 	var text []byte
 	if r.URL.Query().Get("format") == "text" {
 		for i := range events {
@@ -258,7 +255,7 @@ func (c *Control) follow(ctx context.Context, f *pipeline.Follower, stream *even
 			continue
 		}
 		if missed := c.recent.TakeMissed(f); missed > 0 {
-			loss := c.daemon.LossEvent(missed, fmt.Sprintf("this follower was too slow and missed %d events", missed))
+			loss := c.pipeline.LossEvent(missed, fmt.Sprintf("this follower was too slow and missed %d events", missed))
 			_ = stream.write(&loss)
 		}
 		if stream.flush() != nil {

@@ -22,7 +22,7 @@ func (c *Control) Histograms(q api.HistogramQuery) (api.Histograms, error) {
 	}
 	h := api.Histograms{Host: c.host.Name, Time: time.Now(), Parts: []api.HistogramPart{}}
 	var total flows.Histogram
-	for labels, kernel := range mergeHistograms(all, c.daemon.Names()) {
+	for labels, kernel := range mergeHistograms(all, c.pipeline.Names()) {
 		part := api.HistogramPart{Interface: labels.iface, Kind: labels.kind, Side: labels.side, Family: labels.family, Result: labels.result}
 		if !q.Match(&part) {
 			continue

@@ -69,7 +69,7 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	for name, v := range status.Counters {
 		count(counterMetric, v, name)
 	}
-	ours, theirs := c.daemon.Open()
+	ours, theirs := c.pipeline.Open()
 	gauge(openMetric, float64(ours), "client")
 	gauge(openMetric, float64(theirs), "server")
 	ring, books := status.Ring, status.Books

@@ -17,7 +17,7 @@ func (c *collector) collectHistograms(to chan<- prometheus.Metric) {
 		to <- prometheus.NewInvalidMetric(durationMetric, err)
 		return
 	}
-	for l, h := range mergeHistograms(histograms, c.daemon.Names()) {
+	for l, h := range mergeHistograms(histograms, c.pipeline.Names()) {
 		to <- NewDurations(h, l.iface, l.kind, l.side, l.family, l.result)
 	}
 }
