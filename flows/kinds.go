@@ -5,39 +5,37 @@ package flows
 type kindInfo struct {
 	kind     Kind
 	name     string // in configuration, filters, subjects and histograms
+	dataset  string // event.dataset
 	action   string // event.action of an exchange
 	protocol uint8  // of IP, for ICMP that over IPv4; 0: not one alone
 }
 
 // kindTable has every kind, those of exchanges first.
 var kindTable = []kindInfo{
-	{KindTCP, "tcp", "tcp-handshake", protocolTCP},
-	{KindDNS, "dns", "dns-query", protocolUDP},
-	{KindUDP, "udp", "udp-exchange", protocolUDP},
-	{KindICMP, "icmp", "icmp-echo", protocolICMP},
-	{KindStatus, "status", "", 0},
-	{KindSummary, "summary", "", 0},
+	{KindTCP, "tcp", "flatd.tcp", "tcp-handshake", protocolTCP},
+	{KindDNS, "dns", "flatd.dns", "dns-query", protocolUDP},
+	{KindUDP, "udp", "flatd.udp", "udp-exchange", protocolUDP},
+	{KindICMP, "icmp", "flatd.icmp", "icmp-echo", protocolICMP},
+	{KindStatus, "status", "flatd.status", "", 0},
+	{KindSummary, "summary", "flatd.summary", "", 0},
 }
 
-// infoOf has kindTable by number, and datasets event.dataset; what is no kind is "unknown".
-var infoOf, datasets = func() (infos [256]kindInfo, datasets [256]string) {
+// infoOf has kindTable by number.
+var infoOf = func() (infos [256]kindInfo) {
 	for k := range infos {
-		infos[k].name = "unknown"
+		infos[k] = kindInfo{name: "unknown", dataset: "flatd.unknown"}
 	}
 	for _, i := range kindTable {
 		infos[i.kind] = i
 	}
-	for k := range datasets {
-		datasets[k] = "flatd." + infos[k].name
-	}
-	return infos, datasets
+	return infos
 }()
 
 // kindsByDataset has the kinds by event.dataset.
 var kindsByDataset = func() map[string]Kind {
 	kinds := make(map[string]Kind)
 	for _, i := range kindTable {
-		kinds[datasets[i.kind]] = i.kind
+		kinds[i.dataset] = i.kind
 	}
 	return kinds
 }()
@@ -71,7 +69,7 @@ func KindNames() (names []string) {
 // datasetNames are the values of event.dataset.
 func datasetNames() (names []string) {
 	for _, i := range kindTable {
-		names = append(names, datasets[i.kind])
+		names = append(names, i.dataset)
 	}
 	return names
 }
@@ -88,4 +86,4 @@ func exchangeActions() (actions []string) {
 func (k Kind) String() string { return infoOf[k].name }
 
 // Dataset returns event.dataset: "flatd.tcp", "flatd.status" and so on.
-func (e *Event) Dataset() string { return datasets[e.Kind] }
+func (e *Event) Dataset() string { return infoOf[e.Kind].dataset }
