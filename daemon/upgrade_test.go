@@ -220,7 +220,7 @@ func (u *upgrading) finish(last *process, heading string) exact.Verdict {
 	}
 	// That of main takes the programs of any other layout for somebody else's. Where it comes
 	// back while these are handed over, or when they are alone, some milliseconds are in doubt.
-	if u.fromMain || u.backToMain {
+	if u.fromMain {
 		v.Preceded = 0
 	}
 	if u.backToMain {
@@ -314,7 +314,7 @@ func TestUpgradeFromMain(t *testing.T) {
 func TestBackToMain(t *testing.T) {
 	before, after := testbed.BuildAt(t, mainCommit, "flatd"), nextRelease(t)
 	u, p := newUpgrading(t, before, "tcx", killPace)
-	u.backToMain = true
+	u.fromMain, u.backToMain = true, true
 	for _, next := range []string{after, before, after} {
 		time.Sleep(300 * time.Millisecond)
 		u.end(p, syscall.SIGTERM)

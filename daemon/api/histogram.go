@@ -61,7 +61,7 @@ func (q *HistogramQuery) Match(p *HistogramPart) bool {
 }
 
 // Histograms are the kernel's histograms of finished exchanges, those that never
-// became events too, since the pins were made, as /v1/histogram tells them.
+// became events too, since the pins were made, as /v1/histogram has them.
 type Histograms struct {
 	Host  string             `json:"host"`
 	Time  time.Time          `json:"time"` // when they were read

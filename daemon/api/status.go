@@ -11,7 +11,7 @@ import (
 // ControlGroup may read from the control socket.
 const ControlGroup = "flatd"
 
-// Status is how flatd is, as /v1/status tells it.
+// Status is how flatd is, as /v1/status has it.
 type Status struct {
 	Version string    `json:"version"`
 	Host    string    `json:"host"`
@@ -97,7 +97,7 @@ type Books struct {
 	TakenOver    uint64 `json:"taken_over"` // records of programs of an older layout
 	Own          uint64 `json:"own"`        // events about flatd itself, and summaries
 	// What the ring of those programs had no room for, as far as no daemon before
-	// this one has told. Some of it the new programs may have reported.
+	// this one has reported. Some of it the new programs may have reported.
 	TakenOverLost uint64 `json:"taken_over_lost"`
 	// What the settings left out of the exchanges of those programs.
 	TakenOverOut uint64 `json:"taken_over_out"`
