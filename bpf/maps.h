@@ -135,6 +135,17 @@ struct flat_hint {
 	__u64 spare;
 };
 
+/* A map with a key and a value, pinned by its name. */
+#define PINNED_MAP(name, kind, entries, flags, key_type, value_type) \
+	struct {                                                     \
+		__uint(type, BPF_MAP_TYPE_##kind);                   \
+		__uint(max_entries, entries);                        \
+		__uint(map_flags, flags);                            \
+		__type(key, key_type);                               \
+		__type(value, value_type);                           \
+		__uint(pinning, LIBBPF_PIN_BY_NAME);                 \
+	} name SEC(".maps")
+
 struct flat_numbering {
 	struct bpf_spin_lock lock;
 	__u32 reserved;
@@ -145,115 +156,45 @@ struct flat_numbering {
  * Open requests of this host for which no slot was free, by hash. Plain hash maps:
  * an LRU would lose one without a count.
  */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, OPEN_MAX);
-	__type(key, __u64);
-	__type(value, struct flat_open);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} flat_ours SEC(".maps");
+PINNED_MAP(flat_ours, HASH, OPEN_MAX, 0, __u64, struct flat_open);
 
 /* Requests to this host, apart, so that a flood of them cannot evict ours. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, OPEN_MAX);
-	__type(key, __u64);
-	__type(value, struct flat_open);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} flat_theirs SEC(".maps");
+PINNED_MAP(flat_theirs, HASH, OPEN_MAX, 0, __u64, struct flat_open);
 
 /* Those that have a slot, first of this host, then to it. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 2 * SLOTS);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__type(key, __u32);
-	__type(value, struct flat_slot);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} flat_slots SEC(".maps");
+PINNED_MAP(flat_slots, ARRAY, 2 * SLOTS, BPF_F_MMAPABLE, __u32, struct flat_slot);
 
 /*
  * Requests that were reported without an answer, by which their repeats and late
  * answers are known, and those for which the table was full. They lose the oldest.
  */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, RECENT_MAX);
-	__type(key, __u64);
-	__type(value, struct flat_request);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} flat_recent_ours SEC(".maps");
+PINNED_MAP(flat_recent_ours, LRU_HASH, RECENT_MAX, 0, __u64, struct flat_request);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, RECENT_MAX);
-	__type(key, __u64);
-	__type(value, struct flat_request);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} flat_recent_theirs SEC(".maps");
+PINNED_MAP(flat_recent_theirs, LRU_HASH, RECENT_MAX, 0, __u64, struct flat_request);
 
 /*
  * During a take-over, the requests of the programs of the other layout, and for a moment
  * our own: see handover.h. Empty, and no memory, at all other times.
  */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, SEEN_MAX);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __u64);
-	__type(value, __u64);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} flat_seen SEC(".maps");
+PINNED_MAP(flat_seen, HASH, SEEN_MAX, BPF_F_NO_PREALLOC, __u64, __u64);
 
 /*
  * By the hash of a request: the question of one of DNS, or the translated end of a SYN/ACK that
  * is not acknowledged yet (tcp.h). An LRU: of too many the oldest are forgotten, which costs a
  * name and no more.
  */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, QUESTIONS_MAX);
-	__type(key, __u64);
-	__type(value, struct flat_question);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} flat_questions SEC(".maps");
+PINNED_MAP(flat_questions, LRU_HASH, QUESTIONS_MAX, 0, __u64, struct flat_question);
 
 /* One for packets, one for what the daemon runs: see count_atomic(). */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 2);
-	__type(key, __u32);
-	__type(value, struct flat_scratch_values);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} flat_scratch SEC(".maps");
+PINNED_MAP(flat_scratch, PERCPU_ARRAY, 2, 0, __u32, struct flat_scratch_values);
 
 /* UDP flows: see flow.h. What user space can map begins with a page: a set is a cache line. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, FLOW_SETS);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__type(key, __u32);
-	__type(value, struct flat_flow_set);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} flat_flows SEC(".maps");
+PINNED_MAP(flat_flows, ARRAY, FLOW_SETS, BPF_F_MMAPABLE, __u32, struct flat_flow_set);
 
 /* TCP attempts that were answered: see attempt.h. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, ATTEMPT_SETS);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__type(key, __u32);
-	__type(value, struct flat_attempt_set);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} flat_attempts SEC(".maps");
+PINNED_MAP(flat_attempts, ARRAY, ATTEMPT_SETS, BPF_F_MMAPABLE, __u32, struct flat_attempt_set);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, HINTS);
-	__type(key, __u32);
-	__type(value, struct flat_hint);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} flat_hints SEC(".maps");
+PINNED_MAP(flat_hints, ARRAY, HINTS, 0, __u32, struct flat_hint);
 
 /* Finished exchanges on their way to user space. */
 struct {
@@ -262,13 +203,7 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } flat_events SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct flat_options);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} flat_settings SEC(".maps");
+PINNED_MAP(flat_settings, ARRAY, 1, 0, __u32, struct flat_options);
 
 /* Those of layout 2, as far as handover.h needs them. */
 struct flat_options2 {
@@ -295,45 +230,23 @@ struct {
 		});
 } flat_settings2 SEC(".maps");
 
-/* Peers to measure or not, of both generations while a reload changes them. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(max_entries, NETS_MAX);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct flat_net);
-	__type(value, __u32); /* enum flat_net_verdict */
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} flat_nets SEC(".maps");
+/*
+ * Peers to measure or not, of both generations while a reload changes them. A value is an
+ * enum flat_net_verdict.
+ */
+PINNED_MAP(flat_nets, LPM_TRIE, NETS_MAX, BPF_F_NO_PREALLOC, struct flat_net, __u32);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, COUNTERS_MAX);
-	__type(key, __u32);
-	__type(value, __u64);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} flat_counters SEC(".maps");
+PINNED_MAP(flat_counters, PERCPU_ARRAY, COUNTERS_MAX, 0, __u32, __u64);
 
 /* Made when first needed: a full set for every CPU would be megabytes of zeros. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
-	__uint(max_entries, HISTOGRAMS_MAX);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct flat_histogram_key);
-	__type(value, struct flat_histogram);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} flat_histograms SEC(".maps");
+PINNED_MAP(flat_histograms, PERCPU_HASH, HISTOGRAMS_MAX, BPF_F_NO_PREALLOC,
+	   struct flat_histogram_key, struct flat_histogram);
 
 /*
  * The number of the latest record. It outlives layouts: user space gives each the
  * same map (model: ONE_SEQUENCE). The lock is for Linux before 5.12, see compat.h.
  */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct flat_numbering);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} flat_sequence SEC(".maps");
+PINNED_MAP(flat_sequence, ARRAY, 1, 0, __u32, struct flat_numbering);
 
 static __always_inline void count(enum flat_counter which)
 {
