@@ -190,31 +190,35 @@ static __always_inline void write_question(struct flat_dns_record *to, const str
 	to->record.question_length = q->length;
 }
 
+/*
+ * reserve takes room in the ring for the record of an exchange, and returns it, or 0. One of
+ * DNS has a question behind it: dns.
+ */
+static __always_inline struct flat_record *reserve(const struct half *h,
+						   struct flat_dns_record **dns)
+{
+	*dns = 0;
+	if (kind_of(&h->key) != KIND_DNS)
+		return bpf_ringbuf_reserve(&flat_events, sizeof(struct flat_record), 0);
+	*dns = bpf_ringbuf_reserve(&flat_events, sizeof(struct flat_dns_record), 0);
+	return *dns ? &(*dns)->record : 0;
+}
+
 /* report puts a record into the ring. Its number comes first, so that a gap is a loss. */
 static __always_inline void report(const struct half *h, const struct flat_request *r,
 				   const struct answer *a)
 {
 	__u64 sequence = next_sequence();
+	struct flat_dns_record *dns;
+	struct flat_record *to = reserve(h, &dns);
 
-	if (kind_of(&h->key) == KIND_DNS) {
-		struct flat_dns_record *d = bpf_ringbuf_reserve(&flat_events, sizeof(*d), 0);
-
-		if (d) {
-			write_record(&d->record, h, r, a);
-			write_question(d, h, a);
-			d->record.sequence = sequence;
-			bpf_ringbuf_submit(d, 0);
-			return;
-		}
-	} else {
-		struct flat_record *to = bpf_ringbuf_reserve(&flat_events, sizeof(*to), 0);
-
-		if (to) {
-			write_record(to, h, r, a);
-			to->sequence = sequence;
-			bpf_ringbuf_submit(to, 0);
-			return;
-		}
+	if (!to) {
+		count(COUNT_RING_FULL);
+		return;
 	}
-	count(COUNT_RING_FULL);
+	write_record(to, h, r, a);
+	if (dns)
+		write_question(dns, h, a);
+	to->sequence = sequence;
+	bpf_ringbuf_submit(to, 0);
 }

@@ -102,41 +102,25 @@ static __always_inline void observe_timeout(const struct half *h, const struct a
 static __always_inline void report_timeout(struct flat_request *found, const struct half *h,
 					   const struct answer *a, const struct flat_overdue *o)
 {
-	struct flat_record *r = 0;
-	struct flat_dns_record *d = 0;
+	struct flat_dns_record *dns = 0;
+	struct flat_record *to = has_room() ? reserve(h, &dns) : 0;
 
-	if (has_room()) {
-		if (kind_of(&h->key) == KIND_DNS)
-			d = bpf_ringbuf_reserve(&flat_events, sizeof(*d), 0);
-		else
-			r = bpf_ringbuf_reserve(&flat_events, sizeof(*r), 0);
-	}
-	if (d) {
-		if (!claim_since(found, o->hash, o->first_ns)) {
-			bpf_ringbuf_discard(d, 0);
-			return;
-		}
-		write_record(&d->record, h, found, a);
-		write_question(d, h, a);
-		d->record.sequence = next_sequence();
-		observe_timeout(h, a, found->ifindex, o->limit_ns);
-		count_atomic(COUNT_TIMED_OUT);
-		settle(found, h, o);
-		bpf_ringbuf_submit(d, 0);
-	} else if (r) {
-		if (!claim_since(found, o->hash, o->first_ns)) {
-			bpf_ringbuf_discard(r, 0);
-			return;
-		}
-		write_record(r, h, found, a);
-		r->sequence = next_sequence();
-		observe_timeout(h, a, found->ifindex, o->limit_ns);
-		count_atomic(COUNT_TIMED_OUT);
-		settle(found, h, o);
-		bpf_ringbuf_submit(r, 0);
-	} else {
+	if (!to) {
 		__sync_fetch_and_add(&flat_shared.timeouts_refused, 1);
+		return;
 	}
+	if (!claim_since(found, o->hash, o->first_ns)) {
+		bpf_ringbuf_discard(to, 0);
+		return;
+	}
+	write_record(to, h, found, a);
+	if (dns)
+		write_question(dns, h, a);
+	to->sequence = next_sequence();
+	observe_timeout(h, a, found->ifindex, o->limit_ns);
+	count_atomic(COUNT_TIMED_OUT);
+	settle(found, h, o);
+	bpf_ringbuf_submit(to, 0);
 }
 
 /* time_out ends an overdue request. */
