@@ -24,6 +24,7 @@
 #include "tcp.h"
 #include "timeout.h"
 #include "udp.h"
+#include "usual.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 
@@ -41,15 +42,21 @@ const struct flat_overdue *const type_overdue = 0;
 static __always_inline int observe(struct __sk_buff *skb, enum direction direction, enum link link)
 {
 	struct packet p = {};
-	__u64 place;
+	__u64 place, flow = 0, way = UNSEARCHED;
+	struct flow_ends e;
+	__u8 protocol;
 	int parsed;
 
 	if (link == LINK_ETHERNET && is_ordinary(skb, direction))
 		return NEXT;
-	if (pass_known(skb, direction, link))
-		return NEXT;
+	protocol = read_ends(skb, &e, direction, link);
+	if (protocol) {
+		flow = flow_hash(&e, key_ifindex(skb));
+		if (protocol == IPPROTO_UDP ? pass_known(skb, direction, flow, &way)
+					    : pass_reset(skb, direction, flow))
+			return NEXT;
+	}
 	parsed = parse(skb, &p, direction, link);
-
 	if (parsed == -COUNT_TRUNCATED) {
 		/* The headers may lie beyond the linear part of the buffer. */
 		__u32 bytes = skb->len < PULL_BYTES ? skb->len : PULL_BYTES;
@@ -72,12 +79,10 @@ static __always_inline int observe(struct __sk_buff *skb, enum direction directi
 		return NEXT;
 	}
 	place = opaque(skb, pack(&p));
-	if (parsed == PARSED_AWAITED)
-		observe_ack(skb, place, direction);
-	else if (p.protocol == IPPROTO_TCP)
-		observe_tcp(skb, place, direction);
+	if (p.protocol == IPPROTO_TCP)
+		observe_tcp(skb, place, direction, flow);
 	else if (p.protocol == IPPROTO_UDP)
-		observe_udp(skb, place, direction);
+		observe_udp(skb, place, direction, flow, way);
 	else
 		observe_icmp(skb, place, direction);
 	return NEXT;

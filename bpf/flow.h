@@ -132,13 +132,6 @@ __subprogram int begin_flow(struct half *h, __u64 hash, enum flow_state state)
 	return 0;
 }
 
-/* The time as flows have it, cheaply: by a clock that goes on in ticks of some milliseconds. */
-static __always_inline __u64 coarse_now(void)
-{
-	return have_coarse_clock ? bpf_ktime_get_coarse_ns() + flat_shared.suspended_ns
-				 : bpf_ktime_get_boot_ns();
-}
-
 /*
  * is_nothing_new reports whether nothing is to be noted of a datagram: one of a flow that was
  * answered, or reported. As long as its request is open, a further datagram is that sent
@@ -153,72 +146,28 @@ static __always_inline bool is_nothing_new(__u64 word, __u64 now, bool is_answer
 	return state != FLOW_REPEATED || !quiet_units(now, word);
 }
 
-/*
- * read_ends reads the ends of a datagram whose headers are as most are, without options and
- * extensions, and returns whether they are.
- */
-static __always_inline bool read_ends(const struct __sk_buff *skb, struct flow_ends *e,
-				      enum direction direction, enum link link)
-{
-	const struct iphdr *v4 =
-		(void *)(long)skb->data + (link == LINK_ETHERNET ? sizeof(struct ethhdr) : 0);
-	const struct ipv6hdr *v6 = (void *)v4;
-	const struct udp_header *udp = (void *)(v4 + 1);
-	const void *end = (void *)(long)skb->data_end;
-	union flat_addr source, destination;
-	bool out = direction == EGRESS;
-
-	if ((void *)(udp + 1) > end || (link == LINK_NONE && !out && outer_first))
-		return false;
-	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		if (first_octet(v4) != 0x45 || v4->protocol != IPPROTO_UDP ||
-		    v4->frag_off & bpf_htons(0x3fff))
-			return false;
-		copy_ipv4(&source, v4->saddr);
-		copy_ipv4(&destination, v4->daddr);
-	} else {
-		udp = (void *)(v6 + 1);
-		if (skb->protocol != bpf_htons(ETH_P_IPV6) || (void *)(udp + 1) > end ||
-		    first_octet(v6) >> 4 != 6 || v6->nexthdr != IPPROTO_UDP)
-			return false;
-		copy_ipv6(&source, &v6->saddr);
-		copy_ipv6(&destination, &v6->daddr);
-	}
-	e->local[0] = out ? source.halves[0] : destination.halves[0];
-	e->local[1] = out ? source.halves[1] : destination.halves[1];
-	e->remote[0] = out ? destination.halves[0] : source.halves[0];
-	e->remote[1] = out ? destination.halves[1] : source.halves[1];
-	e->local_port = out ? udp->source : udp->destination;
-	e->remote_port = out ? udp->destination : udp->source;
-	return bpf_ntohs(udp->length) >= sizeof(*udp);
-}
+/* A place that find_flow() does not return: nobody has looked for the flow yet. */
+#define UNSEARCHED (ALL_WAYS + 1)
 
 /*
  * pass_known takes a datagram of a known flow about which there is nothing to note, and
  * returns whether it is one: what hosts that serve QUIC, WireGuard or media have most of.
- * It pays for a look at one cache line. All others go on to parse().
+ * It pays for a look at one cache line. All others go on to observe_udp(), which need not
+ * look for the flow again: way is its place.
  */
-static __always_inline bool pass_known(struct __sk_buff *skb, enum direction direction,
-				       enum link link)
+static __always_inline bool pass_known(struct __sk_buff *skb, enum direction direction, __u64 hash,
+				       __u64 *way)
 {
-	__u64 now, hash, way, *flow;
-	struct flat_flow_set *set;
-	struct flow_ends e;
+	struct flat_flow_set *set = flows_of(hash);
+	__u64 now = coarse_now(), *flow;
 
-	if (!read_ends(skb, &e, direction, link))
+	if (!set || is_asleep(now))
 		return false;
-	hash = flow_hash(&e, key_ifindex(skb));
-	set = flows_of(hash);
-	if (!set)
-		return false; /* never */
-	now = coarse_now();
-	if (is_asleep(now))
+	*way = find_flow(skb, set, hash, now);
+	if (*way >= ALL_WAYS)
 		return false;
-	way = find_flow(skb, set, hash, now);
-	if (way >= ALL_WAYS)
-		return false;
-	flow = way_at(set, way);
-	if (!is_nothing_new(*flow, now, is_answer_way(way, direction)))
+	flow = way_at(set, *way);
+	if (!is_nothing_new(*flow, now, is_answer_way(*way, direction)))
 		return false;
 	if (quiet_units(now,
 			*flow)) /* or this clock, which is a little behind, would turn it back */

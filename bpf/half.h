@@ -55,6 +55,13 @@ static __always_inline __s64 udp_idle(void)
 	return flat_shared.udp_idle_ns ? flat_shared.udp_idle_ns : UDP_IDLE_DEFAULT_NS;
 }
 
+/* The time, cheaply: by a clock that advances in ticks of some milliseconds. */
+static __always_inline __u64 coarse_now(void)
+{
+	return have_coarse_clock ? bpf_ktime_get_coarse_ns() + flat_shared.suspended_ns
+				 : bpf_ktime_get_boot_ns();
+}
+
 /* is_asleep reports whether no daemon has renewed the lease. */
 static __always_inline bool is_asleep(__u64 now)
 {
@@ -263,18 +270,28 @@ static __always_inline void set_ports(struct half *h, __be16 source, __be16 dest
 	h->key.remote_port = h->direction == EGRESS ? destination : source;
 }
 
+/* exchange_hash is what an exchange of a flow is known by. No tag of it is 0. */
+static __always_inline __u64 exchange_hash(__u64 flow, __u64 id)
+{
+	return mixed(flow, id) | 1ULL << 63;
+}
+
+static __always_inline __u64 exchange_id(enum flat_kind kind, __u64 id)
+{
+	return (__u64)kind << KIND_SHIFT | id;
+}
+
 /*
  * set_exchange completes the key with what the transport header and what follows it say. It
- * returns the hash of the flow.
+ * returns the hash of the flow, which the caller may know, or 0.
  */
 static __always_inline __u64 set_exchange(struct half *h, enum flat_kind kind, __be16 source,
-					  __be16 destination, __u64 id)
+					  __be16 destination, __u64 id, __u64 flow)
 {
-	__u64 flow;
-
 	set_ports(h, source, destination);
-	h->key.id = (__u64)kind << KIND_SHIFT | id;
-	flow = flow_of_key(&h->key);
-	h->hash = mixed(flow, h->key.id) | 1ULL << 63; /* so that no tag is 0 */
+	h->key.id = exchange_id(kind, id);
+	if (!flow)
+		flow = flow_of_key(&h->key);
+	h->hash = exchange_hash(flow, h->key.id);
 	return flow;
 }

@@ -99,7 +99,7 @@ static __always_inline void set_quoted_dns(struct __sk_buff *skb, struct half *h
 
 	if (!bpf_skb_load_bytes(skb, offset + sizeof(*q), &dns, sizeof(dns)))
 		id = dns_id(skb, &dns, begin, skb->len > begin ? skb->len - begin : 0);
-	set_exchange(h, KIND_DNS, q->ports.source, q->ports.destination, id);
+	set_exchange(h, KIND_DNS, q->ports.source, q->ports.destination, id, 0);
 }
 
 /* set_quoted makes the key that of the request that an error quotes. */
@@ -116,20 +116,20 @@ __subprogram int set_quoted(struct __sk_buff *skb, struct flat_options *s, struc
 		return false;
 	switch (quote.protocol) {
 	case IPPROTO_TCP:
-		set_exchange(h, KIND_TCP, q.ports.source, q.ports.destination, 0);
+		set_exchange(h, KIND_TCP, q.ports.source, q.ports.destination, 0, 0);
 		*isn = bpf_ntohl(q.ports.sequence);
 		return true;
 	case IPPROTO_UDP:
 		if (is_dns_port(s, q.ports.destination))
 			set_quoted_dns(skb, h, quote.transport, &q);
 		else
-			set_exchange(h, KIND_UDP, q.ports.source, q.ports.destination, 0);
+			set_exchange(h, KIND_UDP, q.ports.source, q.ports.destination, 0, 0);
 		return true;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
 		if (q.echo.type != (h->ipv6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO_REQUEST))
 			return false;
-		set_exchange(h, KIND_ICMP, 0, 0, echo_id(&q.echo));
+		set_exchange(h, KIND_ICMP, 0, 0, echo_id(&q.echo), 0);
 		return true;
 	}
 	return false;
@@ -220,7 +220,7 @@ __subprogram int observe_icmp(struct __sk_buff *skb, __u64 place, enum direction
 		count(COUNT_ICMP_OTHER);
 		return 0;
 	}
-	set_exchange(h, KIND_ICMP, 0, 0, echo_id(echo));
+	set_exchange(h, KIND_ICMP, 0, 0, echo_id(echo), 0);
 	if (h->length < sizeof(*echo)) {
 		count(COUNT_MALFORMED);
 		return 0;

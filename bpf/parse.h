@@ -99,7 +99,6 @@ static __always_inline const void *packet_at(const struct __sk_buff *skb, __u64 
 enum parsed {
 	PARSED_SKIP = 0, /* an ordinary TCP segment: nothing to learn, nothing to count */
 	PARSED = 1,
-	PARSED_AWAITED = 2, /* an ACK that may complete a handshake from outside */
 };
 
 static __always_inline void advance(struct cursor *c, __u32 bytes)
@@ -300,11 +299,10 @@ static __always_inline bool is_awaited_ack(const struct tcp_header *tcp, __u32 s
 static __always_inline int judge_tcp(const struct tcp_header *tcp, const struct packet *p,
 				     enum direction direction)
 {
-	if (tcp->flags & (TCP_SYN | TCP_RST))
-		return PARSED;
-	if (direction == INGRESS && is_awaited_ack(tcp, p->source))
-		return PARSED_AWAITED;
-	return PARSED_SKIP;
+	bool matters = tcp->flags & (TCP_SYN | TCP_RST) ||
+		       (direction == INGRESS && is_awaited_ack(tcp, p->source));
+
+	return matters ? PARSED : PARSED_SKIP;
 }
 
 /*
@@ -390,35 +388,4 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p, enum d
 		return c.pos + sizeof(struct icmp_echo) > c.end ? -COUNT_TRUNCATED : PARSED;
 	}
 	return -COUNT_PROTOCOL;
-}
-
-/*
- * is_ordinary knows the segments for which parse() would return PARSED_SKIP, if their
- * headers are as most are, without tags, options and extensions: in one go, in few
- * lines of the CPU's cache.
- */
-static __always_inline bool is_ordinary(const struct __sk_buff *skb, enum direction direction)
-{
-	const struct ethhdr *eth = (void *)(long)skb->data;
-	const struct iphdr *v4 = (void *)(eth + 1);
-	const struct ipv6hdr *v6 = (void *)(eth + 1);
-	const struct tcp_header *tcp = (void *)(v4 + 1);
-	const void *end = (void *)(long)skb->data_end;
-	__u32 source;
-
-	if ((void *)(tcp + 1) > end)
-		return false;
-	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
-		if (first_octet(v4) != 0x45 || v4->protocol != IPPROTO_TCP || is_later_fragment(v4))
-			return false;
-		source = fold_ipv4(v4->saddr);
-	} else {
-		tcp = (void *)(v6 + 1);
-		if (eth->h_proto != bpf_htons(ETH_P_IPV6) || (void *)(tcp + 1) > end ||
-		    first_octet(v6) >> 4 != 6 || v6->nexthdr != IPPROTO_TCP)
-			return false;
-		source = fold_addr(v6->saddr.in6_u.u6_addr32);
-	}
-	return !(tcp->flags & (TCP_SYN | TCP_RST)) &&
-	       (direction == EGRESS || !is_awaited_ack(tcp, source));
 }

@@ -39,13 +39,19 @@ static __always_inline void *recent_map(enum flat_side side)
 	return side == SIDE_CLIENT ? (void *)&flat_recent_ours : (void *)&flat_recent_theirs;
 }
 
+/* may_be_recent reports whether a request may be remembered. */
+static __always_inline bool may_be_recent(__u64 now)
+{
+	return flat_shared.recent_ns && (__s64)(now - flat_shared.recent_ns) <= (__s64)RECENT_NS;
+}
+
 /* find_recent is the request of a side with this key that is remembered, or 0. */
 static __always_inline struct flat_request *find_recent(enum flat_side side, const struct half *h)
 {
 	__u64 hash = h->hash;
 	struct flat_request *found;
 
-	if (!flat_shared.recent_ns || elapsed(h, flat_shared.recent_ns) > (__s64)RECENT_NS)
+	if (!may_be_recent(h->now))
 		return 0;
 	found = bpf_map_lookup_elem(recent_map(side), &hash);
 	return found && found->version && same_key(&found->key, &h->key) ? found : 0;

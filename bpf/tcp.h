@@ -243,7 +243,28 @@ __subprogram int observe_reply(struct __sk_buff *skb, struct flat_options *s, st
 	return opaque(skb, crossed); /* one way on for all who come here */
 }
 
-__subprogram int observe_tcp(struct __sk_buff *skb, __u64 place, enum direction direction)
+/*
+ * pass_reset takes a RST that ends no attempt, and returns whether it is one: a connection
+ * that was established may end so.
+ */
+static __always_inline bool pass_reset(const struct __sk_buff *skb, enum direction direction,
+				       __u64 flow)
+{
+	__u64 now;
+
+	if (flat_shared.phase != PHASE_ALONE || is_translating(skb->ifindex))
+		return false;
+	now = coarse_now();
+	if (is_asleep(now) || may_be_recent(now) ||
+	    find_hash(side_of_answer(direction), exchange_hash(flow, exchange_id(KIND_TCP, 0))))
+		return false;
+	count(COUNT_UNMATCHED);
+	return true;
+}
+
+/* flow is the hash of the flow, or 0: not known. */
+__subprogram int observe_tcp(struct __sk_buff *skb, __u64 place, enum direction direction,
+			     __u64 flow)
 {
 	struct half half, *h = &half;
 	struct flat_options *s = take(skb, h, place, direction);
@@ -266,28 +287,10 @@ __subprogram int observe_tcp(struct __sk_buff *skb, __u64 place, enum direction 
 		count(COUNT_MALFORMED);
 		return 0;
 	}
-	set_exchange(h, KIND_TCP, tcp->source, tcp->destination, 0);
-	if (tcp->flags & (TCP_RST | TCP_ACK)) {
-		if (observe_reply(skb, s, h))
-			complete(skb, s, h);
-	} else
+	set_exchange(h, KIND_TCP, tcp->source, tcp->destination, 0, flow);
+	if (!(tcp->flags & (TCP_ACK | TCP_RST)))
 		observe_syn(skb, s, h, tcp);
-	return 0;
-}
-
-/* observe_ack looks at an ACK that may complete a handshake from outside. */
-__subprogram int observe_ack(struct __sk_buff *skb, __u64 place, enum direction direction)
-{
-	struct half half, *h = &half;
-	struct flat_options *s = take(skb, h, place, direction);
-	const struct tcp_header *tcp;
-
-	if (!s)
-		return 0;
-	tcp = packet_at(skb, h->transport, sizeof(*tcp));
-	if (!tcp)
-		return 0;
-	set_exchange(h, KIND_TCP, tcp->source, tcp->destination, 0);
-	complete(skb, s, h);
+	else if (!(tcp->flags & (TCP_SYN | TCP_RST)) || observe_reply(skb, s, h))
+		complete(skb, s, h);
 	return 0;
 }

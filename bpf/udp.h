@@ -109,7 +109,7 @@ static __always_inline __u64 dns_id(struct __sk_buff *skb, const struct dns_head
 
 /* ports are the source's and, above it, the destination's, in network order. */
 __subprogram int observe_dns(struct __sk_buff *skb, struct flat_options *s, struct half *h,
-			     __u32 ports)
+			     __u32 ports, __u64 flow)
 {
 	__u32 headers = sizeof(struct udp_header) + sizeof(struct dns_header);
 	__u64 offset = h->transport + headers;
@@ -128,7 +128,7 @@ __subprogram int observe_dns(struct __sk_buff *skb, struct flat_options *s, stru
 		return 0;
 	}
 	set_exchange(h, KIND_DNS, source, destination,
-		     dns_id(skb, &dns, offset, h->length - headers));
+		     dns_id(skb, &dns, offset, h->length - headers), flow);
 	if (is_answer)
 		answer_dns(skb, s, h, &dns, offset);
 	else if (track_request(skb, s, h))
@@ -199,16 +199,19 @@ static __always_inline void continue_flow(struct half *h, __u64 *flow, __u64 has
 	repeat(h, found ? found : find_recent(side, h));
 }
 
-/* follow_flow takes a datagram of a flow that is known, and returns whether it is. */
+/*
+ * follow_flow takes a datagram of a flow that is known, and returns whether it is. way is the
+ * place of the flow, as pass_known() has it.
+ */
 __subprogram int follow_flow(struct __sk_buff *skb, struct flat_options *s, struct half *h,
-			     __u64 hash)
+			     __u64 hash, __u64 way)
 {
 	struct flat_flow_set *set = flows_of(hash);
-	__u64 way;
 
 	if (!set)
 		return true; /* never */
-	way = find_flow(skb, set, hash, h->now);
+	if (way == UNSEARCHED)
+		way = find_flow(skb, set, hash, h->now);
 	if (way >= ALL_WAYS)
 		return false;
 	if (is_answer_way(way, h->direction))
@@ -256,11 +259,11 @@ __subprogram int answer_translated(struct __sk_buff *skb, struct flat_options *s
  * either direction is not taken for another exchange.
  */
 static __always_inline void observe_flow(struct __sk_buff *skb, struct flat_options *s,
-					 struct half *h, __u32 ports)
+					 struct half *h, __u32 ports, __u64 flow, __u64 way)
 {
-	__u64 hash = set_exchange(h, KIND_UDP, ports, ports >> 16, 0);
+	__u64 hash = set_exchange(h, KIND_UDP, ports, ports >> 16, 0, flow);
 
-	if (follow_flow(skb, s, h, hash) ||
+	if (follow_flow(skb, s, h, hash, way) ||
 	    (is_translating(skb->ifindex) && answer_translated(skb, s, h)))
 		return;
 	if (is_quic(skb, h->transport + sizeof(struct udp_header),
@@ -280,7 +283,9 @@ static __always_inline __u32 datagram_length(const struct udp_header *udp, __u32
 	return told && told < length ? told : length;
 }
 
-__subprogram int observe_udp(struct __sk_buff *skb, __u64 place, enum direction direction)
+/* flow and way are the hash of the flow, or 0, and its place: see pass_known(). */
+__subprogram int observe_udp(struct __sk_buff *skb, __u64 place, enum direction direction,
+			     __u64 flow, __u64 way)
 {
 	struct half half, *h = &half;
 	struct flat_options *s = take(skb, h, place, direction);
@@ -303,10 +308,10 @@ __subprogram int observe_udp(struct __sk_buff *skb, __u64 place, enum direction 
 	if (h->length < sizeof(*udp))
 		count(COUNT_MALFORMED);
 	else if (is_dns_port(s, udp->destination) || is_dns_port(s, udp->source))
-		observe_dns(skb, s, h, ports);
+		observe_dns(skb, s, h, ports, flow);
 	else if (asks_groups(udp->source) || asks_groups(udp->destination))
 		count(COUNT_MULTICAST);
 	else
-		observe_flow(skb, s, h, ports);
+		observe_flow(skb, s, h, ports, flow, way);
 	return 0;
 }
