@@ -294,3 +294,49 @@ func TestNoProcessIsNamedForAHandshakeFromOutside(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// A RST takes a short way where nothing can be open, and there alone.
+func TestAResetIsSeenWhereItEndsSomething(t *testing.T) {
+	eachObject(t, func(t *testing.T, o object) {
+		for _, f := range []flow{flow4, flow6} {
+			k := openFuzzed(t, o).kernel
+			reset := f.back().rst(t, 101)
+			refusal := func(what string, flags uint32) {
+				t.Helper()
+				if r := k.one(); r.Result != refused || r.Flags&recordLate != flags {
+					t.Errorf("%s: record %+v", what, r)
+				}
+			}
+			k.in(reset)
+			k.counted(counts{"unmatched": 1})
+
+			k.out(f.syn(t, 100))
+			k.in(reset)
+			refusal("open", 0)
+			k.counted(counts{"requests": 1, "finished": 1})
+
+			k.clear()
+			k.RenewLease(BootTime() - uint64(time.Second)) // the clock of the short way is a little behind
+			k.in(reset)
+			k.counted(counts{"asleep": 1})
+			k.RenewLease(0)
+
+			k.shared.setPhase(phaseWatch)
+			k.out(f.syn(t, 100)) // of the other programs, whose answer this is
+			k.in(reset)
+			if n := k.empty(k.maps.FlatSeen); n != 0 {
+				t.Errorf("%d requests of the others are still open", n)
+			}
+			k.counted(counts{"handed_over": 1, "unmatched": 1})
+			k.shared.setPhase(phaseAlone)
+
+			k.clear()
+			k.out(f.syn(t, 100))
+			k.sweep(time.Minute, limit) // the last: from now on no RST takes the short way
+			k.records()
+			k.in(reset)
+			refusal("timed out", recordLate)
+			k.counted(counts{"requests": 1, "timed_out": 1, "late": 1})
+		}
+	})
+}
