@@ -66,17 +66,17 @@ var mayImport = map[string]map[string]string{
 		"daemon":        "it is one",
 		"daemon/config": "it checks a configuration without running",
 	},
-	"cmd/flatctl/top": {
+	"cmd/flatctl/board": {
 		"flows": "it counts events",
 	},
 	"cmd/flatctl": {
-		"bpf":             "detach and the doctor work without a daemon",
-		"cmd/flatctl/top": "one of its commands",
-		"daemon/api":      "what the control socket says and is asked",
-		"daemon/config":   "it checks and shows it, and finds the socket",
-		"flows":           "it prints events",
-		"outputs":         "it connects to NATS and knows a terminal as flatd does",
-		"packaging":       "it prints the configuration file that is installed",
+		"bpf":               "detach and the doctor work without a daemon",
+		"cmd/flatctl/board": "what top shows",
+		"daemon/api":        "what the control socket says and is asked",
+		"daemon/config":     "it checks and shows it, and finds the socket",
+		"flows":             "it prints events",
+		"outputs":           "it connects to NATS and knows a terminal as flatd does",
+		"packaging":         "it prints the configuration file that is installed",
 	},
 	"packaging/testbed/exact": {
 		"packaging/testbed": "its load is between hosts of the testbed",

@@ -11,7 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/flatd/flatd/cmd/flatctl/top"
+	"github.com/flatd/flatd/cmd/flatctl/board"
 	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/flows"
 )
@@ -24,7 +24,7 @@ var completions = map[string]cobra.CompletionFunc{
 	"events output":    fixed("table", "line", "json"),
 	"family":           several(fixed(api.Families()...)),
 	"from":             cobra.NoFileCompletions,
-	"group":            fixed(top.Groups()...),
+	"group":            fixed(board.Groups()...),
 	"histogram kind":   several(fixed(flows.ExchangeKindNames()...)),
 	"histogram result": several(fixed(answeredNames()...)),
 	"interface":        several(interfaceNames),
@@ -40,7 +40,7 @@ var completions = map[string]cobra.CompletionFunc{
 	"side":             several(fixed(api.Sides()...)),
 	"since":            cobra.NoFileCompletions,
 	"slower":           cobra.NoFileCompletions,
-	"sort":             fixed(top.Orders()...),
+	"sort":             fixed(board.Orders()...),
 	"subject":          cobra.NoFileCompletions,
 	"to":               cobra.NoFileCompletions,
 	"top output":       fixed("table", "json"),

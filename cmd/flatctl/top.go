@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/flatd/flatd/cmd/flatctl/top"
+	"github.com/flatd/flatd/cmd/flatctl/board"
 	"github.com/flatd/flatd/outputs"
 )
 
@@ -51,7 +51,7 @@ histogram, its results, its latest failures. ? has the rest, q ends.
 
 Only what comes from now on is counted. What the counts lack is shown with
 them: what flatd leaves out of its events (sample, results, min_duration), what
-is lost, and destinations beyond ` + fmt.Sprint(top.RowsMax) + `, which are counted together. If flatd
+is lost, and destinations beyond ` + fmt.Sprint(board.RowsMax) + `, which are counted together. If flatd
 restarts that is waited for, and told.
 
 With --nats it is all hosts of a NATS server, as one.
@@ -65,8 +65,8 @@ With --nats it is all hosts of a NATS server, as one.
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd, c) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&f.group, "group", top.ByDestination.String(), "a row for each `thing`: "+strings.Join(top.Groups(), ", "))
-	flags.StringVar(&f.order, "sort", top.OrderRate.String(), "the greatest `figure` first: "+strings.Join(top.Orders(), ", "))
+	flags.StringVar(&f.group, "group", board.ByDestination.String(), "a row for each `thing`: "+strings.Join(board.Groups(), ", "))
+	flags.StringVar(&f.order, "sort", board.OrderRate.String(), "the greatest `figure` first: "+strings.Join(board.Orders(), ", "))
 	flags.DurationVar(&f.window, "window", windowUsual, "count what came in the last `duration`, 10s to 1h")
 	flags.DurationVar(&f.interval, "interval", 0, "`duration` between two changes of the screen, or that --once counts for")
 	flags.BoolVar(&f.once, "once", false, "count for an interval, print that, and end")
@@ -89,8 +89,8 @@ func topFilterFlags(flags *pflag.FlagSet) {
 
 // view is what is to be seen of what is counted.
 type view struct {
-	group top.Group
-	order top.Order
+	group board.Group
+	order board.Order
 }
 
 func (f *topFlags) run(cmd *cobra.Command, c *client) error {
@@ -121,10 +121,10 @@ func (f *topFlags) run(cmd *cobra.Command, c *client) error {
 
 // check completes the flags, and says what is wrong with them.
 func (f *topFlags) check(flags *pflag.FlagSet) (v view, err error) {
-	if v.group, err = top.ParseGroup(f.group); err != nil {
+	if v.group, err = board.ParseGroup(f.group); err != nil {
 		return v, fmt.Errorf("--group: %w; %w", err, errUsage)
 	}
-	if v.order, err = top.ParseOrder(f.order); err != nil {
+	if v.order, err = board.ParseOrder(f.order); err != nil {
 		return v, fmt.Errorf("--sort: %w; %w", err, errUsage)
 	}
 	switch {
@@ -180,7 +180,7 @@ func (f *topFlags) printOnce(ctx context.Context, cmd *cobra.Command, counted *f
 	case err := <-failed:
 		return err
 	}
-	var s top.Snapshot
+	var s board.Snapshot
 	counted.read(&s, v.group)
 	s.Sort(v.order)
 	if err := counted.ask(context.WithoutCancel(ctx)); err != nil {

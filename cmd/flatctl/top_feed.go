@@ -8,7 +8,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/flatd/flatd/cmd/flatctl/top"
+	"github.com/flatd/flatd/cmd/flatctl/board"
 	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/flows"
 )
@@ -21,7 +21,7 @@ type feed struct {
 	window time.Duration
 
 	mu       sync.Mutex // guards the rest
-	board    *top.Board
+	board    *board.Board
 	account  account
 	filtered bool
 	first    map[string]api.Books // of each host, when it was first asked
@@ -91,7 +91,7 @@ func (f *feed) follow(ctx context.Context, conditions url.Values, failed func(er
 	began := sync.OnceFunc(func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		f.board = top.NewBoard(f.window, time.Now())
+		f.board = board.New(f.window, time.Now())
 		close(live)
 	})
 	go func() {
@@ -165,7 +165,7 @@ func (f *feed) ask(ctx context.Context) error {
 }
 
 // read takes a snapshot of what has been counted.
-func (f *feed) read(s *top.Snapshot, g top.Group) {
+func (f *feed) read(s *board.Snapshot, g board.Group) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.board != nil {

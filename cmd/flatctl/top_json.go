@@ -3,7 +3,7 @@ package main
 import (
 	"time"
 
-	"github.com/flatd/flatd/cmd/flatctl/top"
+	"github.com/flatd/flatd/cmd/flatctl/board"
 	"github.com/flatd/flatd/flows"
 )
 
@@ -14,8 +14,8 @@ type topDocument struct {
 	Group    string        `json:"group"`
 	Sort     string        `json:"sort"`
 	Rows     []topRow      `json:"rows"`
-	Others   topTally      `json:"others"` // of destinations beyond those that are told apart
-	Total    topTally      `json:"total"`
+	Others   topCounts     `json:"others"` // of destinations beyond those that are told apart
+	Total    topCounts     `json:"total"`
 	// Events that are lost, and exchanges that never became one because flatd is
 	// told to leave them out, in this time.
 	Lost    uint64 `json:"lost"`
@@ -29,7 +29,7 @@ type topRow struct {
 	Unit        string  `json:"unit,omitempty"`
 	Interface   string  `json:"interface,omitempty"`
 	Host        string  `json:"host,omitempty"`
-	topTally
+	topCounts
 }
 
 type topEnd struct {
@@ -37,7 +37,7 @@ type topEnd struct {
 	Port uint16 `json:"port,omitempty"` // ICMP has none
 }
 
-type topTally struct {
+type topCounts struct {
 	Exchanges uint64             `json:"exchanges"`
 	Failed    uint64             `json:"failed"`
 	Timeouts  uint64             `json:"timeouts"`
@@ -45,10 +45,10 @@ type topTally struct {
 	Durations flows.Distribution `json:"durations"` // of those that were answered
 }
 
-func topDocumentOf(s *top.Snapshot, a *account, v view, limit int) topDocument {
+func topDocumentOf(s *board.Snapshot, a *account, v view, limit int) topDocument {
 	d := topDocument{
 		Hosts: []string{}, Interval: s.Covered, Group: v.group.String(), Sort: v.order.String(), Rows: []topRow{},
-		Others: topTallyOf(&s.Others.Tally), Total: topTallyOf(&s.Total.Tally), Lost: a.told + a.full, LeftOut: a.leftOut,
+		Others: topCountsOf(&s.Others.Counts), Total: topCountsOf(&s.Total.Counts), Lost: a.told + a.full, LeftOut: a.leftOut,
 	}
 	for i := range a.hosts {
 		if a.hosts[i].err == nil {
@@ -64,23 +64,23 @@ func topDocumentOf(s *top.Snapshot, a *account, v view, limit int) topDocument {
 	return d
 }
 
-func topRowOf(g top.Group, r *top.Ranked) topRow {
-	row := topRow{Kind: r.Key.Kind.String(), Side: r.Key.Side.String(), topTally: topTallyOf(&r.Tally)}
+func topRowOf(g board.Group, r *board.Ranked) topRow {
+	row := topRow{Kind: r.Key.Kind.String(), Side: r.Key.Side.String(), topCounts: topCountsOf(&r.Counts)}
 	switch g {
-	case top.ByDestination:
+	case board.ByDestination:
 		row.Destination = &topEnd{r.Key.End.Addr().String(), r.Key.End.Port()}
-	case top.ByUnit:
+	case board.ByUnit:
 		row.Unit = r.Key.Name
-	case top.ByInterface:
+	case board.ByInterface:
 		row.Interface = r.Key.Name
-	case top.ByHost:
+	case board.ByHost:
 		row.Host = r.Key.Name
 	}
 	return row
 }
 
-func topTallyOf(t *top.Tally) topTally {
-	return topTally{
+func topCountsOf(t *board.Counts) topCounts {
+	return topCounts{
 		Exchanges: t.Count, Failed: t.Failed(), Timeouts: t.Timeouts(), Results: t.ByResult(),
 		Durations: t.Histogram.Distribution(),
 	}

@@ -9,14 +9,14 @@ import (
 	tea "charm.land/bubbletea/v2"
 	"github.com/spf13/pflag"
 
-	"github.com/flatd/flatd/cmd/flatctl/top"
+	"github.com/flatd/flatd/cmd/flatctl/board"
 )
 
 // topKeys are what keys do, for the help page.
 var topKeys = []struct{ keys, does string }{
 	{"q, Ctrl-C", "end"},
 	{"s, S", "sort by the next figure, by the one before"},
-	{"g, G", "group by " + strings.Join(top.Groups(), ", ")},
+	{"g, G", "group by " + strings.Join(board.Groups(), ", ")},
 	{"/", "filter, as flatctl events does: to=10.0.0.0/8 port=443"},
 	{"c", "clear the filter, and begin to count anew"},
 	{"p, Space", "pause: the screen stays, counting goes on"},
@@ -48,12 +48,12 @@ func (s *screen) press(key tea.KeyPressMsg) tea.Cmd {
 			s.page, s.chosen = toggled(s.page, pageRow), r.Key
 		}
 	case "s", "S":
-		s.view.order = turned(name == "s", s.view.order, top.Order.Next)
+		s.view.order = turned(name == "s", s.view.order, board.Order.Next)
 		s.sort()
 	case "g", "G":
-		s.page, s.chosen, s.first, s.paused = pageRows, top.Key{}, 0, false
+		s.page, s.chosen, s.first, s.paused = pageRows, board.Key{}, 0, false
 		s.selected = 0
-		s.view.group = turned(name == "g", s.view.group, top.Group.Next)
+		s.view.group = turned(name == "g", s.view.group, board.Group.Next)
 		s.refresh()
 	case "p", "space":
 		s.paused = !s.paused

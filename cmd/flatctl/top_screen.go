@@ -11,7 +11,7 @@ import (
 	tea "charm.land/bubbletea/v2"
 	"github.com/charmbracelet/colorprofile"
 
-	"github.com/flatd/flatd/cmd/flatctl/top"
+	"github.com/flatd/flatd/cmd/flatctl/board"
 )
 
 // screen is the full screen of top. It belongs to the one goroutine of its
@@ -27,14 +27,14 @@ type screen struct {
 	failures chan error
 	err      error // why it has ended
 
-	snapshot top.Snapshot
+	snapshot board.Snapshot
 	account  account
 	paused   bool
 
 	page     page
-	chosen   top.Key // of the row that is marked; of none: the first
-	selected int     // where that is
-	first    int     // the row that is on top
+	chosen   board.Key // of the row that is marked; of none: the first
+	selected int       // where that is
+	first    int       // the row that is on top
 
 	typing    bool // a filter
 	typed     string
@@ -117,7 +117,7 @@ func (s *screen) ask(told tea.Msg) tea.Cmd {
 // filter has the feed begin anew with other conditions.
 func (s *screen) filter(given url.Values) tea.Cmd {
 	s.filtering, s.paused = true, false
-	s.snapshot = top.Snapshot{Group: s.view.group}
+	s.snapshot = board.Snapshot{Group: s.view.group}
 	return func() tea.Msg { return filterMsg{given, s.feed.follow(s.ctx, given, s.failed)} }
 }
 
@@ -178,7 +178,7 @@ func (s *screen) refresh() {
 // sort orders the rows, and finds the chosen one again.
 func (s *screen) sort() {
 	s.snapshot.Sort(s.view.order)
-	at := slices.IndexFunc(s.snapshot.Rows, func(r *top.Ranked) bool { return r.Key == s.chosen })
+	at := slices.IndexFunc(s.snapshot.Rows, func(r *board.Ranked) bool { return r.Key == s.chosen })
 	if at < 0 {
 		at = min(s.selected, len(s.snapshot.Rows)-1)
 	}
@@ -186,7 +186,7 @@ func (s *screen) sort() {
 }
 
 // row is the chosen one, nil if there is none.
-func (s *screen) row() *top.Ranked {
+func (s *screen) row() *board.Ranked {
 	if s.selected < len(s.snapshot.Rows) {
 		return s.snapshot.Rows[s.selected]
 	}

@@ -12,14 +12,14 @@ import (
 	tea "charm.land/bubbletea/v2"
 	"github.com/charmbracelet/x/ansi"
 
-	"github.com/flatd/flatd/cmd/flatctl/top"
+	"github.com/flatd/flatd/cmd/flatctl/board"
 	"github.com/flatd/flatd/flows"
 )
 
 // synthetic is a screen of so many destinations, the first of which is asked the
 // most often.
 func synthetic(t terminal, destinations int) *screen {
-	f := &feed{board: top.NewBoard(time.Hour, time.Now())}
+	f := &feed{board: board.New(time.Hour, time.Now())}
 	s := newScreen(t, f, view{}, url.Values{}, time.Second)
 	web1 := &flows.Host{Name: "web1", BootID: "6f1c0d2e"}
 	for i := range destinations {
@@ -70,7 +70,7 @@ func TestScreenOfMany(t *testing.T) {
 	s.Update(tea.WindowSizeMsg{Width: 80, Height: 24})
 	s.keysOf("end")
 	text := s.View().Content
-	for _, want := range []string{"100001 in", fmt.Sprintf("%d exchanges with others", 100_000-top.RowsMax), othersName} {
+	for _, want := range []string{"100001 in", fmt.Sprintf("%d exchanges with others", 100_000-board.RowsMax), othersName} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q is not on the screen:\n%s", want, text)
 		}
@@ -93,7 +93,7 @@ func TestScreenFollowsRow(t *testing.T) {
 		t.Errorf("it is not to be seen:\n%s", s.View().Content)
 	}
 	s.keysOf("S", "S")
-	if s.view.order != top.OrderRate || s.selected != 2 {
+	if s.view.order != board.OrderRate || s.selected != 2 {
 		t.Errorf("by %s, row %d", s.view.order, s.selected)
 	}
 }
@@ -154,7 +154,7 @@ func TestLayOut(t *testing.T) {
 }
 
 func TestSparkline(t *testing.T) {
-	counts := make([]uint32, top.Slots)
+	counts := make([]uint32, board.Slots)
 	for i := range counts {
 		counts[i] = uint32(i)
 	}
@@ -165,10 +165,10 @@ func TestSparkline(t *testing.T) {
 	}{
 		{terminal{utf8: true}, counts, " ▁▂▃▄▅▆▇█"},
 		{terminal{}, counts, " .:-=+*#@"},
-		{terminal{}, make([]uint32, top.Slots), "         "},
+		{terminal{}, make([]uint32, board.Slots), "         "},
 	} {
-		got := c.terminal.sparkline(c.counts, top.Slots)
-		if utf8.RuneCountInString(got) != top.Slots {
+		got := c.terminal.sparkline(c.counts, board.Slots)
+		if utf8.RuneCountInString(got) != board.Slots {
 			t.Errorf("%q", got)
 		}
 		for _, r := range got {
@@ -176,13 +176,13 @@ func TestSparkline(t *testing.T) {
 				t.Errorf("%q has %q", got, r)
 			}
 		}
-		if first, last := []rune(got)[0], []rune(got)[top.Slots-1]; string(first) != " " || last != []rune(c.want)[8] {
+		if first, last := []rune(got)[0], []rune(got)[board.Slots-1]; string(first) != " " || last != []rune(c.want)[8] {
 			t.Errorf("%q", got)
 		}
 	}
-	one := make([]uint32, top.Slots)
+	one := make([]uint32, board.Slots)
 	one[0], one[1] = 1000, 1
-	if got := (terminal{}).sparkline(one, top.Slots); got[:3] != "@. " {
+	if got := (terminal{}).sparkline(one, board.Slots); got[:3] != "@. " {
 		t.Errorf("one in a thousand is not to be seen: %q", got)
 	}
 }
@@ -199,7 +199,7 @@ func TestShort(t *testing.T) {
 
 // TestAccount: what is lost is said, and what other hosts lose is added.
 func TestAccount(t *testing.T) {
-	f := &feed{board: top.NewBoard(time.Minute, time.Now())}
+	f := &feed{board: board.New(time.Minute, time.Now())}
 	loss := &report{event: flows.Event{Kind: flows.KindStatus, Status: &flows.Status{Action: flows.ActionLoss, Lost: 7, Message: "this follower was too slow\x1b[2J"}}}
 	for range 2 {
 		if err := f.take(loss); err != nil {
@@ -207,12 +207,12 @@ func TestAccount(t *testing.T) {
 		}
 	}
 	a := f.beside()
-	if got := a.lacks(new(top.Snapshot)); len(got) != 1 || got[0] != `lost 14 events; the latest: this follower was too slow\u001b[2J` {
+	if got := a.lacks(new(board.Snapshot)); len(got) != 1 || got[0] != `lost 14 events; the latest: this follower was too slow\u001b[2J` {
 		t.Errorf("%q", got)
 	}
 	f.fleet = &socketFleet{&client{socket: new("/nonexistent")}}
-	if err := f.ask(t.Context()); err == nil || len(f.account.lacks(new(top.Snapshot))) != 2 {
-		t.Errorf("nobody answers, but %v, %q", err, f.account.lacks(new(top.Snapshot)))
+	if err := f.ask(t.Context()); err == nil || len(f.account.lacks(new(board.Snapshot))) != 2 {
+		t.Errorf("nobody answers, but %v, %q", err, f.account.lacks(new(board.Snapshot)))
 	}
 	f.say("flatd has gone away")
 	f.live()
@@ -236,7 +236,7 @@ func BenchmarkView(b *testing.B) {
 
 // BenchmarkFeed: an event of flatd's from its JSON onto the board.
 func BenchmarkFeed(b *testing.B) {
-	f := &feed{board: top.NewBoard(time.Minute, time.Now())}
+	f := &feed{board: board.New(time.Minute, time.Now())}
 	const destinations = 100_000
 	lines := make([][]byte, destinations)
 	for i := range lines {

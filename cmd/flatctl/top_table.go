@@ -10,7 +10,7 @@ import (
 
 	"github.com/charmbracelet/x/ansi"
 
-	"github.com/flatd/flatd/cmd/flatctl/top"
+	"github.com/flatd/flatd/cmd/flatctl/board"
 	"github.com/flatd/flatd/flows"
 )
 
@@ -19,24 +19,24 @@ type topColumn struct {
 	title string
 	width int
 	need  int // the lower, the longer it stays when there is little room
-	cell  func(t terminal, r *top.Ranked) string
+	cell  func(t terminal, r *board.Ranked) string
 	red   bool // where it is not 0
 }
 
 var topColumns = []topColumn{
-	{title: "KIND", width: len("icmp in"), need: 3, cell: func(_ terminal, r *top.Ranked) string { return kindOf(&r.Key) }},
-	{title: "RATE", width: len("12.3k"), need: 0, cell: func(_ terminal, r *top.Ranked) string { return short(r.Rate) }},
-	{title: "COUNT", width: len("999999"), need: 4, cell: func(_ terminal, r *top.Ranked) string { return whole(r.Count, 6) }},
-	{title: "P50", width: durationCell, need: 5, cell: func(t terminal, r *top.Ranked) string { return t.percentile(r.P50) }},
-	{title: "P99", width: durationCell, need: 1, cell: func(t terminal, r *top.Ranked) string { return t.percentile(r.P99) }},
-	{title: "FAIL", width: len("99999"), need: 2, cell: func(_ terminal, r *top.Ranked) string { return whole(r.Failed(), 5) }, red: true},
-	{title: "T/O", width: len("99999"), need: 6, cell: func(_ terminal, r *top.Ranked) string { return whole(r.Timeouts(), 5) }, red: true},
+	{title: "KIND", width: len("icmp in"), need: 3, cell: func(_ terminal, r *board.Ranked) string { return kindOf(&r.Key) }},
+	{title: "RATE", width: len("12.3k"), need: 0, cell: func(_ terminal, r *board.Ranked) string { return short(r.Rate) }},
+	{title: "COUNT", width: len("999999"), need: 4, cell: func(_ terminal, r *board.Ranked) string { return whole(r.Count, 6) }},
+	{title: "P50", width: durationCell, need: 5, cell: func(t terminal, r *board.Ranked) string { return t.percentile(r.P50) }},
+	{title: "P99", width: durationCell, need: 1, cell: func(t terminal, r *board.Ranked) string { return t.percentile(r.P99) }},
+	{title: "FAIL", width: len("99999"), need: 2, cell: func(_ terminal, r *board.Ranked) string { return whole(r.Failed(), 5) }, red: true},
+	{title: "T/O", width: len("99999"), need: 6, cell: func(_ terminal, r *board.Ranked) string { return whole(r.Timeouts(), 5) }, red: true},
 }
 
 const durationCell = len("1.02 ms")
 
 // kindOf is the kind, and "in" where this host was asked.
-func kindOf(k *top.Key) string {
+func kindOf(k *board.Key) string {
 	switch {
 	case k.Kind == 0:
 		return ""
@@ -47,11 +47,11 @@ func kindOf(k *top.Key) string {
 }
 
 // nameOfKey is what a row is of.
-func nameOfKey(g top.Group, k *top.Key) string {
+func nameOfKey(g board.Group, k *board.Key) string {
 	switch {
-	case g != top.ByDestination && k.Name == "":
+	case g != board.ByDestination && k.Name == "":
 		return "(unknown)"
-	case g != top.ByDestination:
+	case g != board.ByDestination:
 		return string(flows.AppendPrintable(nil, k.Name))
 	case k.End.Port() == 0:
 		return k.End.Addr().String()
@@ -119,13 +119,13 @@ func layOut(width, longest int) topLayout {
 	}
 	l.name = max(min(longest, rest()), 1)
 	if spark := rest() - l.name - 1; spark >= sparkLeast {
-		l.spark = min(spark, top.Slots)
+		l.spark = min(spark, board.Slots)
 	}
 	return l
 }
 
 // titles is the line above the rows.
-func (l *topLayout) titles(g top.Group) string {
+func (l *topLayout) titles(g board.Group) string {
 	var text strings.Builder
 	text.WriteString(" " + fit(strings.ToUpper(g.String()), l.name))
 	for _, c := range l.columns {
@@ -140,7 +140,7 @@ func fit(text string, width int) string {
 	return text + strings.Repeat(" ", max(width-ansi.StringWidth(text), 0))
 }
 
-func (t terminal) row(l *topLayout, mark, name string, r *top.Ranked) string {
+func (t terminal) row(l *topLayout, mark, name string, r *board.Ranked) string {
 	var text strings.Builder
 	text.WriteString(mark + fit(t.text(name), l.name))
 	for _, c := range l.columns {
@@ -187,7 +187,7 @@ func (t terminal) sparkline(counts []uint32, width int) string {
 const othersName = "(others)"
 
 // plainTable is the table for a script or a file: no sparkline, names whole.
-func (t terminal) plainTable(s *top.Snapshot, limit int) string {
+func (t terminal) plainTable(s *board.Snapshot, limit int) string {
 	longest := len("destination")
 	shown := s.Rows
 	if limit > 0 {
@@ -211,7 +211,7 @@ func (t terminal) plainTable(s *top.Snapshot, limit int) string {
 }
 
 // lacks says, a line each, what the counts do not have.
-func (a *account) lacks(s *top.Snapshot) (lines []string) {
+func (a *account) lacks(s *board.Snapshot) (lines []string) {
 	if a.told > 0 {
 		lines = append(lines, fmt.Sprintf("lost %d events; the latest: %s", a.told, a.why))
 	}
@@ -225,7 +225,7 @@ func (a *account) lacks(s *top.Snapshot) (lines []string) {
 		lines = append(lines, "no flatd answers how it is, so what is left out is not known")
 	}
 	if s.Others.Count > 0 {
-		lines = append(lines, fmt.Sprintf("%d exchanges with others than the %d destinations that are told apart", s.Others.Count, top.RowsMax))
+		lines = append(lines, fmt.Sprintf("%d exchanges with others than the %d destinations that are told apart", s.Others.Count, board.RowsMax))
 	}
 	if s.Cut {
 		lines = append(lines, fmt.Sprintf("only the last %v: there are too many for %v", s.Covered.Round(time.Second), s.Window))

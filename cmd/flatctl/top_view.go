@@ -10,7 +10,7 @@ import (
 	tea "charm.land/bubbletea/v2"
 	"github.com/charmbracelet/x/ansi"
 
-	"github.com/flatd/flatd/cmd/flatctl/top"
+	"github.com/flatd/flatd/cmd/flatctl/board"
 	"github.com/flatd/flatd/flows"
 )
 
@@ -202,7 +202,7 @@ func (s *screen) detail(room int) []string {
 	t := s.terminal
 	name := strings.TrimSpace(kindOf(&r.Key) + " " + nameOfKey(s.view.group, &r.Key))
 	lines := []string{s.title(t.text(name))}
-	lines = append(lines, t.text(resultsText(&r.Tally)))
+	lines = append(lines, t.text(resultsText(&r.Counts)))
 	failures := r.Failures()
 	failures = failures[max(len(failures)-max(room/4, 1), 0):]
 	lines = append(lines, s.histogram(&r.Histogram, room-len(lines)-len(failures)-1)...)
@@ -216,7 +216,7 @@ func (s *screen) detail(room int) []string {
 }
 
 // resultsText is how many of each result, the most frequent first.
-func resultsText(t *top.Tally) string {
+func resultsText(t *board.Counts) string {
 	counts := t.ByResult()
 	names := slices.SortedFunc(maps.Keys(counts), func(a, b string) int {
 		return int(int64(counts[b]) - int64(counts[a]))

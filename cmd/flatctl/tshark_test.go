@@ -212,7 +212,7 @@ func endName(end netip.AddrPort) string {
 
 func checkOnceOfTshark(t *testing.T, d *topDocument, found []judged) {
 	t.Helper()
-	check := func(what string, got *topTally, want *figures) {
+	check := func(what string, got *topCounts, want *figures) {
 		t.Helper()
 		if got.Exchanges != want.count() || got.Failed != want.failed() || got.Timeouts != want.results["timeout"] || fmt.Sprint(got.Results) != fmt.Sprint(want.results) {
 			t.Errorf("top --once: %s: %+v, tshark has %v", what, got, want.results)
@@ -228,7 +228,7 @@ func checkOnceOfTshark(t *testing.T, d *topDocument, found []judged) {
 			t.Errorf("top --once: tshark knows no %s", name)
 			continue
 		}
-		check(name, &r.topTally, want)
+		check(name, &r.topCounts, want)
 		delete(by, name)
 	}
 	for name := range by {

@@ -1,4 +1,4 @@
-package top
+package board
 
 import (
 	"cmp"
@@ -35,11 +35,11 @@ func (b *Board) Read(s *Snapshot, g Group, now time.Time) {
 	b.advance(now)
 	*s = Snapshot{
 		Group: g, Window: b.window, Covered: now.Sub(b.from), Cut: b.cut,
-		Rows: s.Rows[:0], store: slices.Grow(s.store[:0], len(b.tables[g].numbers)),
+		Rows: s.Rows[:0], store: slices.Grow(s.store[:0], len(b.byGroup[g].numbers)),
 	}
 	b.rank(&s.Total, &b.total, s.Covered)
-	b.rank(&s.Others, b.tables[g].rows[others], s.Covered)
-	for _, row := range b.tables[g].rows[others+1:] {
+	b.rank(&s.Others, b.byGroup[g].rows[others], s.Covered)
+	for _, row := range b.byGroup[g].rows[others+1:] {
 		if row.Count == 0 {
 			continue
 		}

@@ -1,4 +1,8 @@
-package top
+// Package board counts the exchanges of the last minute or so by destination, unit,
+// interface and host: the figures of `flatctl top`.
+//
+// The package opens nothing and reads no clock: callers pass events and the time.
+package board
 
 import (
 	"sync"
@@ -33,47 +37,21 @@ type Board struct {
 	began        time.Time
 
 	mu      sync.Mutex // guards the rest
-	tables  [groups]table
+	byGroup [groups]rowSet
 	total   Row
 	history history
-	counts  [Slots]int // of exchanges in the history, by slot
+	inSlot  [Slots]int // exchanges in the history, by slot
 	oldest  int64      // number of the first slot that is in the window
 	current int64      // number of the last one
 	from    time.Time  // the counts have all since then
 	cut     bool
 }
 
-// Row is the exchanges that have a key in common.
-type Row struct {
-	Key Key
-	Tally
-	Slots [Slots]uint32 // how many in each part of the window; a ring in a Board
-
-	failures    [failuresMax]*Failure // a ring
-	nextFailure int
-}
-
-// Failures are the latest, oldest first.
-func (r *Row) Failures() (all []*Failure) {
-	for i := range r.failures {
-		if f := r.failures[(r.nextFailure+i)%failuresMax]; f != nil {
-			all = append(all, f)
-		}
-	}
-	return all
-}
-
-// Failure is an exchange that did not end as the initiator hoped.
-type Failure struct {
-	Host  flows.Host
-	Event flows.Event
-}
-
-// NewBoard counts from now on.
-func NewBoard(window time.Duration, now time.Time) *Board {
+// New counts from now on.
+func New(window time.Duration, now time.Time) *Board {
 	b := &Board{window: window, slot: max(window/Slots, 1), began: now, from: now}
-	for g := range b.tables {
-		b.tables[g] = newTable()
+	for g := range b.byGroup {
+		b.byGroup[g] = newRowSet()
 	}
 	return b
 }
@@ -96,13 +74,13 @@ func (b *Board) Add(now time.Time, host *flows.Host, e *flows.Event) {
 		failure = &Failure{*host, *e}
 	}
 	slot := b.current % Slots
-	for g := range b.tables {
-		one.rows[g] = b.tables[g].at(Group(g).keyOf(host.Name, e))
-		b.tables[g].rows[one.rows[g]].add(&one, slot, failure)
+	for g := range b.byGroup {
+		one.rows[g] = b.byGroup[g].at(Group(g).keyOf(host.Name, e))
+		b.byGroup[g].rows[one.rows[g]].add(&one, slot, failure)
 	}
 	b.total.add(&one, slot, nil)
 	b.history.push(one)
-	b.counts[slot]++
+	b.inSlot[slot]++
 }
 
 // advance has the window end now.
@@ -118,10 +96,10 @@ func (b *Board) advance(now time.Time) {
 // forget takes back the oldest slot.
 func (b *Board) forget(now time.Time) {
 	slot := b.oldest % Slots
-	for ; b.counts[slot] > 0; b.counts[slot]-- {
+	for ; b.inSlot[slot] > 0; b.inSlot[slot]-- {
 		one := b.history.pop()
-		for g := range b.tables {
-			b.tables[g].remove(one.rows[g], &one, slot)
+		for g := range b.byGroup {
+			b.byGroup[g].remove(one.rows[g], &one, slot)
 		}
 		b.total.remove(&one, slot)
 	}
@@ -130,27 +108,5 @@ func (b *Board) forget(now time.Time) {
 		b.from = b.began.Add(time.Duration(b.oldest) * b.slot)
 	} else {
 		b.from = now // within the only slot
-	}
-}
-
-func (r *Row) add(one *exchange, slot int64, failure *Failure) {
-	r.Count++
-	r.Results[one.result]++
-	r.Slots[slot]++
-	if one.result != resultTimeout {
-		r.Histogram.Add(one.duration)
-	}
-	if failure != nil {
-		r.failures[r.nextFailure] = failure
-		r.nextFailure = (r.nextFailure + 1) % failuresMax
-	}
-}
-
-func (r *Row) remove(one *exchange, slot int64) {
-	r.Count--
-	r.Results[one.result]--
-	r.Slots[slot]--
-	if one.result != resultTimeout {
-		r.Histogram.Remove(one.duration)
 	}
 }

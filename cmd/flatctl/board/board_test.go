@@ -1,4 +1,4 @@
-package top
+package board
 
 import (
 	"fmt"
@@ -39,10 +39,9 @@ func read(b *Board, g Group, now time.Time) *Snapshot {
 	return &s
 }
 
-// TestBoard: what is counted, by each group, and in what order.
 // A response code without a name is a failure like those that have one.
 func TestUnnamedResult(t *testing.T) {
-	b := NewBoard(time.Minute, start)
+	b := New(time.Minute, start)
 	b.Add(start, &flows.Host{}, sample(0, func(e *flows.Event) {
 		e.Kind, e.Result, e.DNS.RCode = flows.KindDNS, flows.ResultAnswered, 3841
 	}))
@@ -52,8 +51,9 @@ func TestUnnamedResult(t *testing.T) {
 	}
 }
 
+// TestBoard: what is counted, by each group, and in what order.
 func TestBoard(t *testing.T) {
-	b := NewBoard(time.Minute, start)
+	b := New(time.Minute, start)
 	for range 3 {
 		b.Add(start, web1, sample(1, nil))
 	}
@@ -83,7 +83,7 @@ func TestBoard(t *testing.T) {
 		t.Errorf("by host: %s", rows(s))
 	}
 	if s.Total.Count != 7 || s.Total.Failed() != 3 || s.Total.Rate != 3.5 || s.Others.Count != 0 {
-		t.Errorf("in all %+v; others %d", s.Total.Tally, s.Others.Count)
+		t.Errorf("in all %+v; others %d", s.Total.Counts, s.Others.Count)
 	}
 	if s := read(b, ByUnit, now); len(s.Rows) != 3 {
 		t.Errorf("by unit: %s", rows(s))
@@ -110,7 +110,7 @@ func rows(s *Snapshot) string {
 func TestWindow(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	const window = 30 * time.Second
-	b := NewBoard(window, start)
+	b := New(window, start)
 	type told struct {
 		at time.Time
 		e  *flows.Event
@@ -134,14 +134,14 @@ func TestWindow(t *testing.T) {
 		if s.Covered > window || now.Sub(start) > window && s.Covered < window-window/Slots || s.Cut {
 			t.Fatalf("at %v it covers %v, cut: %t", now.Sub(start), s.Covered, s.Cut)
 		}
-		want := make(map[Key]*Tally)
+		want := make(map[Key]*Counts)
 		for _, one := range all {
 			if one.at.Before(now.Add(-s.Covered)) {
 				continue
 			}
 			k := ByDestination.keyOf("", one.e)
 			if want[k] == nil {
-				want[k] = new(Tally)
+				want[k] = new(Counts)
 			}
 			want[k].Count++
 			want[k].Results[resultOf(one.e)]++
@@ -153,8 +153,8 @@ func TestWindow(t *testing.T) {
 			t.Fatalf("%d rows, want %d", len(s.Rows), len(want))
 		}
 		for _, r := range s.Rows {
-			if want[r.Key] == nil || r.Tally != *want[r.Key] {
-				t.Fatalf("%v: %+v, want %+v", r.Key, r.Tally, want[r.Key])
+			if want[r.Key] == nil || r.Counts != *want[r.Key] {
+				t.Fatalf("%v: %+v, want %+v", r.Key, r.Counts, want[r.Key])
 			}
 			var n uint64
 			for _, slot := range r.Slots {
@@ -172,7 +172,7 @@ func TestWindow(t *testing.T) {
 
 // TestSlots: the parts of the window come from the oldest to the latest.
 func TestSlots(t *testing.T) {
-	b := NewBoard(time.Minute, start)
+	b := New(time.Minute, start)
 	for second := range 90 {
 		for range second {
 			b.Add(start.Add(time.Duration(second)*time.Second), web1, sample(1, nil))
@@ -188,7 +188,7 @@ func TestSlots(t *testing.T) {
 
 // TestFailures: the latest are remembered, and an earlier snapshot keeps its own.
 func TestFailures(t *testing.T) {
-	b := NewBoard(time.Minute, start)
+	b := New(time.Minute, start)
 	var before *Snapshot
 	for i := range 3 * failuresMax {
 		b.Add(start, web1, sample(1, func(e *flows.Event) { e.Result, e.Sequence = flows.ResultRefused, uint64(i) }))
@@ -225,7 +225,7 @@ func heap() int64 {
 // is counted all the same.
 func TestManyDestinations(t *testing.T) {
 	before := heap()
-	b := NewBoard(time.Minute, start)
+	b := New(time.Minute, start)
 	const destinations, all = 100_000, historyMax + 300_000
 	now := start
 	for i := range all {
@@ -260,7 +260,7 @@ func TestManyDestinations(t *testing.T) {
 // TestFullTable: when the table is full of what was seen once, who is seen often
 // gets a row as soon as one is free.
 func TestFullTable(t *testing.T) {
-	b := NewBoard(time.Minute, start)
+	b := New(time.Minute, start)
 	now := start
 	n := 1
 	for range 120 { // seconds, a scan in each
@@ -306,7 +306,7 @@ func TestNames(t *testing.T) {
 func BenchmarkAdd(b *testing.B) {
 	for _, destinations := range []int{100, 100_000} {
 		b.Run(fmt.Sprint(destinations), func(b *testing.B) {
-			board, now := NewBoard(time.Minute, start), start
+			board, now := New(time.Minute, start), start
 			events := make([]*flows.Event, destinations)
 			for i := range events {
 				events[i] = sample(i, nil)
@@ -322,7 +322,7 @@ func BenchmarkAdd(b *testing.B) {
 
 // BenchmarkRead: what a change of the screen takes with 100,000 destinations.
 func BenchmarkRead(b *testing.B) {
-	board := NewBoard(time.Minute, start)
+	board := New(time.Minute, start)
 	for i := range 100_000 {
 		board.Add(start, web1, sample(i, nil))
 	}
