@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"io"
 	"net"
-	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -12,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/flatd/flatd/cmd/flatctl/board"
+	"github.com/flatd/flatd/cmd/flatctl/source"
 	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/flows"
 )
@@ -48,7 +47,7 @@ var completions = map[string]cobra.CompletionFunc{
 	"window":           cobra.NoFileCompletions,
 }
 
-// completeAll tells the shell what may follow, in a command and all below it.
+// completeAll registers what may follow, in a command and all below it.
 // Only `config check` takes an argument, and that is a file.
 func completeAll(c *cobra.Command) {
 	if c.Name() != "check" {
@@ -112,10 +111,9 @@ func answeredNames() []string {
 const completionTime = 2 * time.Second
 
 // clientOf asks the flatd that the command line names.
-func clientOf(c *cobra.Command) (*client, context.Context, context.CancelFunc) {
-	socket := c.Flag("socket").Value.String()
+func clientOf(c *cobra.Command) (*source.Client, context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(context.Background(), completionTime)
-	return &client{socket: &socket}, ctx, cancel
+	return &source.Client{Socket: c.Flag("socket").Value.String()}, ctx, cancel
 }
 
 // interfaceNames are those that flatd measures or, if it does not answer, those
@@ -124,7 +122,7 @@ func interfaceNames(c *cobra.Command, _ []string, _ string) (names []string, _ c
 	client, ctx, cancel := clientOf(c)
 	defer cancel()
 	var measured []api.InterfaceStatus
-	if client.decode(ctx, "/v1/interfaces", &measured) == nil && len(measured) > 0 {
+	if client.Get(ctx, "/v1/interfaces", &measured) == nil && len(measured) > 0 {
 		for _, i := range measured {
 			names = append(names, i.Name)
 		}
@@ -144,13 +142,9 @@ func interfaceNames(c *cobra.Command, _ []string, _ string) (names []string, _ c
 func unitNames(c *cobra.Command, _ []string, _ string) (names []string, _ cobra.ShellCompDirective) {
 	client, ctx, cancel := clientOf(c)
 	defer cancel()
-	response, err := client.do(ctx, http.MethodGet, "/v1/events?limit=1024")
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	defer response.Body.Close()
-	_ = read(io.LimitReader(response.Body, 8<<20), func(r *report) error { // what there is will do
-		if name := r.event.Owner.Service(); name != "" && !slices.Contains(names, name) {
+	// If that fails, what there is will do.
+	_ = source.NewSocket(client, nil).Events(ctx, source.Request{Limit: api.RecentMax}, func(r *source.Report) error {
+		if name := r.Event.Owner.Service(); name != "" && !slices.Contains(names, name) {
 			names = append(names, name)
 		}
 		return nil

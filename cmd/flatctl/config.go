@@ -1,18 +1,18 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"os"
 
 	"github.com/spf13/cobra"
 
 	"github.com/flatd/flatd/bpf"
+	"github.com/flatd/flatd/cmd/flatctl/source"
 	"github.com/flatd/flatd/daemon/config"
 	"github.com/flatd/flatd/packaging"
 )
 
-func configCommand(c *client) *cobra.Command {
+func configCommand(c *source.Client) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "config",
 		Short: "Check, show or explain the configuration",
@@ -45,9 +45,7 @@ func configCommand(c *client) *cobra.Command {
   flatctl config show | grep -A3 measure`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), quickTime)
-			defer cancel()
-			return c.copy(ctx, "/v1/config?format=toml", cmd.OutOrStdout())
+			return c.Copy(cmd.Context(), "/v1/config?format=toml", cmd.OutOrStdout())
 		},
 	}, &cobra.Command{
 		Use:   "default",

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/flatd/flatd/bpf"
+	"github.com/flatd/flatd/cmd/flatctl/source"
 	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/daemon/config"
 )
@@ -28,7 +29,7 @@ type finding struct {
 	bad           bool   // flatd cannot measure like this
 }
 
-func doctorCommand(c *client) *cobra.Command {
+func doctorCommand(c *source.Client) *cobra.Command {
 	var path string
 	cmd := &cobra.Command{
 		Use:   "doctor",
@@ -41,7 +42,7 @@ func doctorCommand(c *client) *cobra.Command {
 				loaded = config.Defaults()
 			}
 			if !cmd.Flags().Changed("socket") {
-				*c.socket = loaded.Socket
+				c.Socket = loaded.Socket
 			}
 			findings := []finding{
 				examineKernel(),
@@ -53,14 +54,14 @@ func doctorCommand(c *client) *cobra.Command {
 				examineNATS(loaded),
 			}
 			findings = append(findings, examineDaemon(cmd.Context(), c)...)
-			return inFolds(cmd.OutOrStdout(), func(to io.Writer) error { return tellFindings(to, findings) })
+			return inFolds(cmd.OutOrStdout(), func(to io.Writer) error { return printFindings(to, findings) })
 		},
 	}
 	cmd.Flags().StringVar(&path, "config", config.DefaultPath, "the configuration `file`, which also names the socket unless --socket does")
 	return cmd
 }
 
-func tellFindings(to io.Writer, findings []finding) error {
+func printFindings(to io.Writer, findings []finding) error {
 	w := tabwriter.NewWriter(plain{to}, 0, 8, 2, ' ', 0)
 	bad := 0
 	for _, f := range findings {
@@ -202,12 +203,12 @@ func hostPort(text string) string {
 }
 
 // examineDaemon says whether flatd measures, then what it loses.
-func examineDaemon(ctx context.Context, c *client) []finding {
+func examineDaemon(ctx context.Context, c *source.Client) []finding {
 	f := finding{what: "flatd"}
 	var s api.Status
-	if err := c.get("/v1/status", &s); err != nil {
+	if err := c.Get(ctx, "/v1/status", &s); err != nil {
 		f.verdict, f.bad = "does not answer", true
-		f.remedy = strings.ReplaceAll(c.withState(ctx, err).Error(), "\n", "\n\t\t-> ")
+		f.remedy = strings.ReplaceAll(withState(ctx, c, err).Error(), "\n", "\n\t\t-> ")
 		return []finding{f}
 	}
 	f.verdict = s.Summary

@@ -6,82 +6,30 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"os"
 	"os/signal"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/flatd/flatd/cmd/flatctl/source"
 	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/flows"
 )
-
-// eventFilters are the flags that are conditions of api.EventFilter.
-var eventFilters = []struct{ name, usage string }{
-	{"kind", "only this `kind`: tcp, dns, udp, icmp, status, summary"},
-	{"side", "only of this `side`: where this host asked (client) or was asked (server)"},
-	{"result", "only this `result`: established, refused, timeout, answered, nxdomain …"},
-	{"from", "only from this `address` or prefix: who asked"},
-	{"to", "only to this `address` or prefix: who was asked"},
-	{"peer", "only with this `address` or prefix at either end"},
-	{"port", "only with this `port` at either end"},
-	{"interface", "only on the interface of this `name`"},
-	{"unit", "only of this systemd `unit` on its host, such as nginx.service"},
-}
-
-// filterFlags registers the conditions.
-func filterFlags(flags *pflag.FlagSet) {
-	for _, f := range eventFilters {
-		flags.StringSlice(f.name, nil, f.usage)
-	}
-	flags.String("slower", "", "only what took at least this `duration`, such as 100ms")
-	flags.String("since", "", "only what happened since this `time`: 10m ago, or 2026-11-22T16:09:19Z")
-}
-
-// conditions returns those that were given, checked, and since as a time.
-func conditions(flags *pflag.FlagSet) (url.Values, error) {
-	given := url.Values{}
-	for _, name := range api.EventFilterNames() {
-		values := valuesOf(flags, name)
-		if values == nil {
-			continue
-		}
-		var filter api.EventFilter
-		if err := filter.Set(name, values); err != nil {
-			return nil, fmt.Errorf("--%s %s: %w; %w", name, strings.Join(values, ","), err, errUsage)
-		}
-		given[name] = values
-	}
-	return given, absolute(given)
-}
-
-// valuesOf returns what a flag was given, nil if it was not.
-func valuesOf(flags *pflag.FlagSet, name string) []string {
-	f := flags.Lookup(name)
-	if f == nil || !f.Changed {
-		return nil
-	}
-	if list, ok := f.Value.(pflag.SliceValue); ok {
-		return list.GetSlice()
-	}
-	return []string{f.Value.String()}
-}
 
 type eventsFlags struct {
 	follow  bool
 	limit   int
 	format  string
 	columns []string
-	nats    natsFlags
+	nats    sourceFlags
 }
 
 const usualLimit = 100
 
-func eventsCommand(c *client) *cobra.Command {
+func eventsCommand(c *source.Client) *cobra.Command {
 	var f eventsFlags
 	cmd := &cobra.Command{
 		Use:   "events",
@@ -127,7 +75,7 @@ func columnNames() (names []string) {
 	return names
 }
 
-func (f *eventsFlags) run(cmd *cobra.Command, c *client) error {
+func (f *eventsFlags) run(cmd *cobra.Command, c *source.Client) error {
 	given, err := conditions(cmd.Flags())
 	if err != nil {
 		return err
@@ -137,12 +85,12 @@ func (f *eventsFlags) run(cmd *cobra.Command, c *client) error {
 	if err != nil {
 		return err
 	}
-	r := request{conditions: given, limit: f.limit, follow: f.follow}
+	r := source.Request{Conditions: given, Limit: f.limit, Follow: f.follow}
 	if err := f.bound(cmd.Flags(), from, &r); err != nil {
 		return err
 	}
 	out := bufio.NewWriter(cmd.OutOrStdout())
-	show, err := f.form(cmd, out, r.follow)
+	show, err := f.form(cmd, out, r.Follow)
 	if err != nil {
 		return err
 	}
@@ -151,35 +99,34 @@ func (f *eventsFlags) run(cmd *cobra.Command, c *client) error {
 	ctx, cancel := untilClosed(ctx, cmd.OutOrStdout())
 	defer cancel()
 	shown := false
-	err = from.events(ctx, r, func(one *report) error {
+	err = from.Events(ctx, r, func(one *source.Report) error {
 		shown = true
-		if err := show.show(one); err != nil || !r.follow {
+		if err := show.show(one); err != nil || !r.Follow {
 			return err
 		}
 		return out.Flush()
 	})
-	if err == nil && !shown && !r.follow {
+	if err == nil && !shown && !r.Follow {
 		say("no event matches")
 	}
 	return errors.Join(err, show.end(), out.Flush())
 }
 
 // bound says how far back events go.
-func (f *eventsFlags) bound(flags *pflag.FlagSet, from source, r *request) error {
-	_, remote := from.(*natsSource)
-	since, limited := r.conditions.Has("since"), flags.Changed("limit")
+func (f *eventsFlags) bound(flags *pflag.FlagSet, from source.Source, r *source.Request) error {
+	since, limited := r.Conditions.Has("since"), flags.Changed("limit")
 	switch {
 	case limited && (f.limit < 0 || f.limit > api.RecentMax):
 		return fmt.Errorf("--limit %d: must be from 0 to %d; %w", f.limit, api.RecentMax, errUsage)
-	case limited && remote && !since:
+	case limited && from.Remote() && !since:
 		return fmt.Errorf("--limit: a NATS server has nothing past, but a stream of it may: say --since; %w", errUsage)
 	case limited:
-	case remote:
-		r.limit = unlimited
+	case from.Remote():
+		r.Limit = source.Unlimited
 	case since:
-		r.limit = api.RecentMax
+		r.Limit = api.RecentMax
 	}
-	r.follow = r.follow || remote && !since
+	r.Follow = r.Follow || from.Remote() && !since
 	return nil
 }
 
@@ -209,20 +156,9 @@ func (f *eventsFlags) form(cmd *cobra.Command, out io.Writer, live bool) (form, 
 	return table, nil
 }
 
-// sayTo tells people on the side, a line each.
-func sayTo(w io.Writer) func(format string, args ...any) {
+// sayTo writes for people, a line each, beside the output.
+func sayTo(w io.Writer) source.Say {
 	return func(format string, args ...any) { fmt.Fprintf(plain{w}, "flatctl: "+format+"\n", args...) }
-}
-
-// absolute makes of since, a while ago, the time that is.
-func absolute(s url.Values) error {
-	var filter api.EventFilter
-	if !s.Has("since") {
-		return nil
-	}
-	err := filter.Set("since", s["since"])
-	s.Set("since", filter.Since().Format(time.RFC3339Nano))
-	return err
 }
 
 // interruptible ends with Ctrl-C.

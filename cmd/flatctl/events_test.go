@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/flatd/flatd/cmd/flatctl/source"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/packaging/testbed"
 )
@@ -231,15 +232,15 @@ func TestEventsTellsHowFarBack(t *testing.T) {
 	}
 }
 
-func sampleReport(host string, port uint16) *report {
-	return &report{host: flows.Host{Name: host, BootID: "6f1c0d2e"}, event: flows.Event{
+func sampleReport(host string, port uint16) *source.Report {
+	return &source.Report{Host: flows.Host{Name: host, BootID: "6f1c0d2e"}, Event: flows.Event{
 		Kind: flows.KindTCP, Side: flows.SideClient, Result: flows.ResultRefused, Time: time.Unix(0, 0), Duration: 81 * time.Microsecond,
 		Source: netip.MustParseAddrPort("192.0.2.1:40000"), Destination: netip.AddrPortFrom(netip.MustParseAddr("2001:db8::1"), port),
 		Sequence: uint64(port),
 	}}
 }
 
-func show(t *testing.T, f form, all ...*report) {
+func show(t *testing.T, f form, all ...*source.Report) {
 	t.Helper()
 	for _, r := range all {
 		if err := f.show(r); err != nil {
@@ -313,7 +314,7 @@ RESULT   KIND
 func TestTableOfMany(t *testing.T) {
 	var out strings.Builder
 	f := &tableForm{to: &out, columns: columnsOf("destination")}
-	var all []*report
+	var all []*source.Report
 	for i := range 3 * heldMax {
 		all = append(all, sampleReport("web1", uint16(i)))
 	}
@@ -331,34 +332,8 @@ func TestTableOfMany(t *testing.T) {
 // What comes from elsewhere is shown and not obeyed, and stays JSON.
 func TestJSONForm(t *testing.T) {
 	var out strings.Builder
-	show(t, jsonForm{&out}, &report{json: []byte("{\"a\":\"\u009b2J\u202e\U000e0001\"}\n")})
+	show(t, jsonForm{&out}, &source.Report{JSON: []byte("{\"a\":\"\u009b2J\u202e\U000e0001\"}\n")})
 	if want := `{"a":"\u009b2J\u202e\udb40\udc01"}` + "\n"; out.String() != want {
 		t.Errorf("%q, want %q", out.String(), want)
-	}
-}
-
-func TestSeen(t *testing.T) {
-	s := newSeen(2)
-	for i, c := range []struct {
-		id   string
-		want bool
-	}{{"a", true}, {"b", true}, {"a", false}, {"c", true}, {"b", false}, {"a", true}, {"c", false}} {
-		if got := s.add(c.id); got != c.want {
-			t.Errorf("%d: %s is new: %t", i, c.id, got)
-		}
-	}
-}
-
-// A connection that breaks within a line loses none of what came before.
-func TestReadBreaks(t *testing.T) {
-	e := sampleReport("web1", 7)
-	line := string(e.host.AppendJSON(nil, &e.event)) + "\n"
-	n := 0
-	err := read(io.MultiReader(strings.NewReader(line+line+line[:20])), func(*report) error { n++; return nil })
-	if _, ok := err.(*broken); !ok || n != 2 {
-		t.Errorf("%d events, then %v", n, err)
-	}
-	if err := read(strings.NewReader(line+"{}\n"), func(*report) error { return nil }); err == nil {
-		t.Error("another's JSON is taken")
 	}
 }

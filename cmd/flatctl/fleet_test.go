@@ -14,6 +14,7 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 
+	"github.com/flatd/flatd/cmd/flatctl/source"
 	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/packaging/testbed"
@@ -176,13 +177,13 @@ func TestFleetOfNone(t *testing.T) {
 // TestFleetLines: events a second are of one daemon's life.
 func TestFleetLines(t *testing.T) {
 	began := time.Unix(1000, 0)
-	host := func(name string, since time.Time, read uint64, at time.Time) hostStatus {
-		return hostStatus{host: name, at: at, status: api.Status{Host: name, Since: since, Measuring: true, Books: api.Books{Read: read}}}
+	host := func(name string, since time.Time, read uint64, at time.Time) source.HostStatus {
+		return source.HostStatus{Host: name, At: at, Status: api.Status{Host: name, Since: since, Measuring: true, Books: api.Books{Read: read}}}
 	}
 	later := began.Add(2 * time.Second)
 	lines := fleetLines(
-		[]hostStatus{host("a", began, 5, began), host("b", began, 5, began), host("c", began, 0, began)},
-		[]hostStatus{host("a", began, 25, later), host("b", later, 1, later), {host: "d", err: io.EOF}})
+		[]source.HostStatus{host("a", began, 5, began), host("b", began, 5, began), host("c", began, 0, began)},
+		[]source.HostStatus{host("a", began, 25, later), host("b", later, 1, later), {Host: "d", Err: io.EOF}})
 	var out bytes.Buffer
 	if err := printFleet(&out, lines); err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/flatd/flatd/cmd/flatctl/source"
 	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/flows"
 )
@@ -19,7 +21,7 @@ type histogramFlags struct {
 	compare  []string
 	interval time.Duration
 	format   string
-	nats     natsFlags
+	nats     sourceFlags
 }
 
 // What an interval can be compared with.
@@ -28,7 +30,7 @@ const (
 	compareStart = "start"
 )
 
-func histogramCommand(c *client) *cobra.Command {
+func histogramCommand(c *source.Client) *cobra.Command {
 	var f histogramFlags
 	cmd := &cobra.Command{
 		Use:   "histogram",
@@ -83,7 +85,7 @@ type measured struct {
 	histogram flows.Histogram
 }
 
-func (f *histogramFlags) run(cmd *cobra.Command, c *client) error {
+func (f *histogramFlags) run(cmd *cobra.Command, c *source.Client) error {
 	if f.format != "text" && f.format != "json" {
 		return fmt.Errorf("-o %s: must be text or json; %w", f.format, errUsage)
 	}
@@ -107,7 +109,7 @@ func (f *histogramFlags) run(cmd *cobra.Command, c *client) error {
 }
 
 // measure returns one histogram or the two that are compared.
-func (f *histogramFlags) measure(ctx context.Context, cmd *cobra.Command, c *client) ([]measured, error) {
+func (f *histogramFlags) measure(ctx context.Context, cmd *cobra.Command, c *source.Client) ([]measured, error) {
 	say := sayTo(cmd.ErrOrStderr())
 	from, err := f.nats.source(cmd.Flags(), c, say)
 	if err != nil {
@@ -122,12 +124,12 @@ func (f *histogramFlags) measure(ctx context.Context, cmd *cobra.Command, c *cli
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	for _, s := range selections {
-		m, source, err := f.meter(c, from, s, when)
+		m, origin, err := f.meter(c, from, s, when)
 		if err != nil {
 			return nil, err
 		}
 		meters = append(meters, m)
-		all = append(all, measured{Name: nameOf(s), Selection: s, Source: source})
+		all = append(all, measured{Name: nameOf(s), Selection: s, Source: origin})
 	}
 	if f.interval == 0 {
 		return all, readAll(ctx, meters, func(i int, h flows.Histogram) { all[i].histogram = h })
@@ -145,7 +147,7 @@ func (f *histogramFlags) selections(flags *pflag.FlagSet) (selections []url.Valu
 	if families := valuesOf(flags, "family"); families != nil {
 		first["family"] = families
 	}
-	if err := checkSelection(first); err != nil {
+	if _, err := newEventSelection(first); err != nil {
 		return nil, "", fmt.Errorf("%w; %w", err, errUsage)
 	}
 	switch {
@@ -168,10 +170,7 @@ func (f *histogramFlags) selections(flags *pflag.FlagSet) (selections []url.Valu
 
 // second is the first selection with the conditions that differ.
 func (f *histogramFlags) second(first url.Values) (url.Values, error) {
-	second := url.Values{}
-	for name, values := range first {
-		second[name] = values
-	}
+	second := maps.Clone(first)
 	names := selectionNames()
 	for _, condition := range f.compare {
 		name, value, ok := strings.Cut(condition, "=")
@@ -180,26 +179,10 @@ func (f *histogramFlags) second(first url.Values) (url.Values, error) {
 		}
 		second.Set(name, value)
 	}
-	if err := checkSelection(second); err != nil {
+	if _, err := newEventSelection(second); err != nil {
 		return nil, err
 	}
 	return second, absolute(second)
-}
-
-// selectionNames are the conditions that a histogram can have.
-func selectionNames() []string {
-	names := api.EventFilterNames()
-	for _, name := range api.HistogramQueryNames() {
-		if !slices.Contains(names, name) {
-			names = append(names, name)
-		}
-	}
-	return names
-}
-
-func checkSelection(s url.Values) error {
-	_, err := newEventSelection(s)
-	return err
 }
 
 // nameOf describes a selection as one would type it.
@@ -221,7 +204,7 @@ func nameOf(s url.Values) string {
 }
 
 // measureInterval counts for the interval, and once more if the next is wanted.
-func (f *histogramFlags) measureInterval(ctx context.Context, meters []meter, all []measured, when string, say func(string, ...any)) ([]measured, error) {
+func (f *histogramFlags) measureInterval(ctx context.Context, meters []meter, all []measured, when string, say source.Say) ([]measured, error) {
 	var before, after [2]flows.Histogram
 	if err := readAll(ctx, meters, func(i int, h flows.Histogram) { before[i] = h }); err != nil {
 		return nil, err
@@ -251,7 +234,7 @@ func (f *histogramFlags) measureInterval(ctx context.Context, meters []meter, al
 }
 
 // wait lets the interval pass, and reads.
-func (f *histogramFlags) wait(ctx context.Context, meters []meter, say func(string, ...any), to *[2]flows.Histogram) error {
+func (f *histogramFlags) wait(ctx context.Context, meters []meter, say source.Say, to *[2]flows.Histogram) error {
 	say("counting for %v", f.interval)
 	select {
 	case <-ctx.Done():

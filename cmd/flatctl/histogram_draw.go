@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -57,6 +58,18 @@ func newDrawing(t terminal, histograms ...*flows.Histogram) drawing {
 		row := rowOf(i, step)
 		d.rows = append(d.rows, row)
 		i = row.to
+	}
+	return d
+}
+
+// within joins rows until there are no more than that.
+func (d drawing) within(rows int) drawing {
+	for len(d.rows) > max(rows, 1) {
+		var joined []span
+		for pair := range slices.Chunk(d.rows, 2) {
+			joined = append(joined, span{pair[0].from, pair[len(pair)-1].to})
+		}
+		d.rows = joined
 	}
 	return d
 }

@@ -4,16 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"strings"
 	"sync"
 
+	"github.com/flatd/flatd/cmd/flatctl/source"
 	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/flows"
 )
 
-// meter tells what a histogram has at the moment. The difference of two readings
+// meter reads what a histogram has at the moment. The difference of two readings
 // is what came between them.
 type meter interface {
 	read(ctx context.Context) (flows.Histogram, error)
@@ -26,9 +28,8 @@ const (
 )
 
 // meter returns that of a selection, and where it is from.
-func (f *histogramFlags) meter(c *client, from source, s url.Values, when string) (meter, string, error) {
-	_, remote := from.(*natsSource)
-	if !remote && kernelKeeps(s) {
+func (f *histogramFlags) meter(c *source.Client, from source.Source, s url.Values, when string) (meter, string, error) {
+	if !from.Remote() && kernelKeeps(s) {
 		return &kernelMeter{c, s}, sourceKernel, nil
 	}
 	chosen, err := newEventSelection(s)
@@ -36,7 +37,7 @@ func (f *histogramFlags) meter(c *client, from source, s url.Values, when string
 		return nil, "", err
 	}
 	m := &eventMeter{source: from, selection: chosen, past: f.interval == 0 || when == compareStart, future: f.interval > 0}
-	if m.past && remote && !s.Has("since") {
+	if m.past && from.Remote() && !s.Has("since") {
 		return nil, "", fmt.Errorf("a NATS server has nothing past: say --interval to count from now on, or --since if a stream has the subject; %w", errUsage)
 	}
 	return m, sourceEvents, nil
@@ -62,16 +63,14 @@ func kernelKeeps(s url.Values) bool {
 
 // kernelMeter reads the kernel's histograms.
 type kernelMeter struct {
-	client    *client
+	client    *source.Client
 	selection url.Values
 }
 
 func (m *kernelMeter) read(ctx context.Context) (flows.Histogram, error) {
-	ctx, cancel := context.WithTimeout(ctx, quickTime)
-	defer cancel()
 	var answer api.Histograms
-	if err := m.client.decode(ctx, "/v1/histogram?"+m.selection.Encode(), &answer); err != nil {
-		return flows.Histogram{}, unlessEnded(ctx, err)
+	if err := m.client.Get(ctx, "/v1/histogram?"+m.selection.Encode(), &answer); err != nil {
+		return flows.Histogram{}, source.UnlessEnded(ctx, err)
 	}
 	h, err := answer.Total.Histogram()
 	if err != nil {
@@ -127,7 +126,7 @@ func (s *eventSelection) has(e *flows.Event) bool {
 // eventMeter makes a histogram of events: what is past at the first reading, if
 // that is wanted, and what comes from then on.
 type eventMeter struct {
-	source       source
+	source       source.Source
 	selection    eventSelection
 	past, future bool
 
@@ -153,44 +152,34 @@ func (m *eventMeter) read(ctx context.Context) (flows.Histogram, error) {
 func (m *eventMeter) begin(ctx context.Context) error {
 	if m.past {
 		limit := api.RecentMax
-		if _, remote := m.source.(*natsSource); remote {
-			limit = unlimited
+		if m.source.Remote() {
+			limit = source.Unlimited
 		}
-		if err := m.source.events(ctx, request{conditions: m.selection.conditions, limit: limit}, m.add); err != nil {
+		if err := m.source.Events(ctx, source.Request{Conditions: m.selection.conditions, Limit: limit}, m.add); err != nil {
 			return err
 		}
 	}
 	if !m.future {
 		return nil
 	}
-	live, ended := make(chan struct{}), make(chan struct{})
-	var once sync.Once
-	conditions := url.Values{}
-	for name, values := range m.selection.conditions {
-		if name != "since" { // that is past
-			conditions[name] = values
-		}
-	}
+	conditions := maps.Clone(m.selection.conditions)
+	conditions.Del("since") // that is past
+	ended, err := source.Follow(ctx, m.source, source.Request{Conditions: conditions}, m.add)
 	go func() {
-		defer close(ended)
-		err := m.source.events(ctx, request{conditions: conditions, follow: true, live: func() { once.Do(func() { close(live) }) }}, m.add)
+		err := <-ended
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.failed = err
 	}()
-	select {
-	case <-live:
-	case <-ended: // or never began
-	}
-	return nil
+	return err
 }
 
-func (m *eventMeter) add(one *report) error {
-	if !m.selection.has(&one.event) {
+func (m *eventMeter) add(one *source.Report) error {
+	if !m.selection.has(&one.Event) {
 		return nil
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.histogram.Add(one.event.Duration)
+	m.histogram.Add(one.Event.Duration)
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/flatd/flatd/cmd/flatctl/source"
 	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/flows"
 )
@@ -39,14 +40,13 @@ func TestHistogramOfFlatd(t *testing.T) {
 	for range connections {
 		s.connect()
 	}
-	var c client
-	c.socket = &s.socket
+	c := source.Client{Socket: s.socket}
 	var api api.Histograms
 	for deadline := time.Now().Add(patience); api.Total.Count < connections; {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d of %d connections", api.Total.Count, connections)
 		}
-		if err := c.get("/v1/histogram?kind=tcp", &api); err != nil {
+		if err := c.Get(t.Context(), "/v1/histogram?kind=tcp", &api); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/flatd/flatd/cmd/flatctl/source"
 	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/daemon/config"
 )
@@ -38,7 +39,7 @@ func main() {
 }
 
 func command() *cobra.Command {
-	var socket string
+	c := &source.Client{}
 	root := &cobra.Command{
 		Use:   "flatctl",
 		Short: "Talk to flatd, which measures how long the network takes to answer",
@@ -64,9 +65,8 @@ func command() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.SuggestionsMinimumDistance = 2
-	root.PersistentFlags().StringVar(&socket, "socket", config.Defaults().Socket, "`path` of flatd's control socket")
+	root.PersistentFlags().StringVar(&c.Socket, "socket", config.Defaults().Socket, "`path` of flatd's control socket")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w; %w", err, errUsage) })
-	c := &client{socket: &socket}
 	root.AddCommand(
 		statusCommand(c),
 		eventsCommand(c),
@@ -96,7 +96,7 @@ func noArguments(_ *cobra.Command, args []string) error {
 	return nil
 }
 
-func reloadCommand(c *client) *cobra.Command {
+func reloadCommand(c *source.Client) *cobra.Command {
 	return &cobra.Command{
 		Use:   "reload",
 		Short: "Have flatd read its configuration again",
@@ -104,7 +104,7 @@ func reloadCommand(c *client) *cobra.Command {
 returns. If anything is wrong with it nothing changes, and the error says what.`,
 		Example: `  flatctl config check && flatctl reload`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := c.post("/v1/reload"); err != nil {
+			if err := c.Post(cmd.Context(), "/v1/reload"); err != nil {
 				return fmt.Errorf("reload: %w", err)
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), "reloaded")
@@ -113,7 +113,7 @@ returns. If anything is wrong with it nothing changes, and the error says what.`
 	}
 }
 
-func versionCommand(c *client) *cobra.Command {
+func versionCommand(c *source.Client) *cobra.Command {
 	return &cobra.Command{
 		Use:     "version",
 		Short:   "Print the versions of flatctl and of the flatd at work",
@@ -121,7 +121,7 @@ func versionCommand(c *client) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			fmt.Fprintf(cmd.OutOrStdout(), "flatctl %s\n", version)
 			var s api.Status
-			if err := c.get("/v1/status", &s); err != nil {
+			if err := c.Get(cmd.Context(), "/v1/status", &s); err != nil {
 				fmt.Fprintf(cmd.OutOrStdout(), "flatd   not reached: %v\n", err)
 				return nil
 			}

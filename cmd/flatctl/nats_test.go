@@ -386,22 +386,6 @@ func TestNATSPartsOfTheSubject(t *testing.T) {
 	}
 }
 
-func TestCovers(t *testing.T) {
-	for _, c := range []struct {
-		pattern, subject string
-		want             bool
-	}{
-		{"flatd.>", "flatd.>", true}, {">", "flatd.>", true}, {"flatd.>", "flatd.v1.*.tcp.timeout", true},
-		{"flatd.v1.*.*.*", "flatd.v1.web1.tcp.>", false}, {"flatd.v1.*.*.*", "flatd.v1.*.tcp.*", true},
-		{"flatd.v1.*.*.timeout", "flatd.v1.>", false}, {"flatd.v1.web1.>", "flatd.v1.*.tcp.x", false},
-		{"flatd.>", "flatd", false}, {"a.b", "a.b", true}, {"a.b", "a.b.c", false}, {"a.*.c", "a.>", false},
-	} {
-		if got := covers([]string{"other", c.pattern}, c.subject); got != c.want {
-			t.Errorf("%s covers %s: %t", c.pattern, c.subject, got)
-		}
-	}
-}
-
 // A histogram of a stream's events, and one of those that come.
 func TestNATSHistogram(t *testing.T) {
 	s := broker.Start(t, serverOptions(t))

@@ -6,13 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sort"
+	"maps"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/flatd/flatd/cmd/flatctl/source"
 	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/daemon/config"
 )
@@ -20,10 +22,10 @@ import (
 type statusFlags struct {
 	json, counters bool
 	interval       time.Duration
-	nats           natsFlags
+	nats           sourceFlags
 }
 
-func statusCommand(c *client) *cobra.Command {
+func statusCommand(c *source.Client) *cobra.Command {
 	var f statusFlags
 	cmd := &cobra.Command{
 		Use:   "status",
@@ -52,18 +54,17 @@ answer, or reports a problem.`,
 	return cmd
 }
 
-func (f *statusFlags) run(cmd *cobra.Command, c *client) error {
-	asked, err := f.nats.fleet(cmd.Flags(), c)
+func (f *statusFlags) run(cmd *cobra.Command, c *source.Client) error {
+	from, err := f.nats.source(cmd.Flags(), c, nil)
 	if err != nil {
 		return err
 	}
-	defer asked.close()
-	if _, remote := asked.(*natsFleet); remote {
-		return f.runFleet(cmd, asked)
+	if from.Remote() {
+		return f.runFleet(cmd, from)
 	}
 	var s api.Status
-	if err := c.get("/v1/status", &s); err != nil {
-		return c.withState(cmd.Context(), err)
+	if err := c.Get(cmd.Context(), "/v1/status", &s); err != nil {
+		return withState(cmd.Context(), c, err)
 	}
 	if f.json {
 		err = printJSON(cmd.OutOrStdout(), s)
@@ -86,8 +87,8 @@ func verdict(s *api.Status) error {
 
 // withState adds what systemd says of flatd to an error, if it is the flatd that
 // systemd runs.
-func (c *client) withState(ctx context.Context, err error) error {
-	if *c.socket != config.Defaults().Socket {
+func withState(ctx context.Context, c *source.Client, err error) error {
+	if c.Socket != config.Defaults().Socket {
 		return err
 	}
 	if state := unitState(ctx); state != "" {
@@ -174,24 +175,19 @@ var found = map[string]string{
 }
 
 func printCounters(w io.Writer, counters map[string]uint64) {
-	names := make([]string, 0, len(counters))
-	for name := range counters {
-		names = append(names, name)
-	}
-	sort.Strings(names)
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(counters)) {
 		fmt.Fprintf(w, "  counter %s:\t%d\n", name, counters[name])
 	}
 }
 
-func interfacesCommand(c *client) *cobra.Command {
+func interfacesCommand(c *source.Client) *cobra.Command {
 	return &cobra.Command{
 		Use:     "interfaces",
 		Short:   "List the interfaces that are measured, and those that should be",
 		Example: `  flatctl interfaces`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var all []api.InterfaceStatus
-			if err := c.get("/v1/interfaces", &all); err != nil {
+			if err := c.Get(cmd.Context(), "/v1/interfaces", &all); err != nil {
 				return err
 			}
 			w := tabwriter.NewWriter(plain{cmd.OutOrStdout()}, 0, 8, 2, ' ', 0)

@@ -10,10 +10,11 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/flatd/flatd/cmd/flatctl/source"
 	"github.com/flatd/flatd/daemon/api"
 )
 
-// fleetInterval is for how long events are counted, if not told otherwise.
+// fleetInterval is for how long events are counted, unless a flag says otherwise.
 const fleetInterval = time.Second
 
 // fleetLine is one host of a fleet, as JSON has it.
@@ -27,16 +28,21 @@ type fleetLine struct {
 	Interval time.Duration `json:"interval,omitempty"`
 }
 
-// runFleet asks twice, to tell how many events there are a second.
-func (f *statusFlags) runFleet(cmd *cobra.Command, asked fleet) error {
+// runFleet asks twice, and so learns how many events there are a second.
+func (f *statusFlags) runFleet(cmd *cobra.Command, from source.Source) error {
+	fleet, err := from.Fleet()
+	if err != nil {
+		return err
+	}
+	defer fleet.Close()
 	if f.interval <= 0 || f.counters {
 		return fmt.Errorf("--interval must be positive, and --counters is for one host; %w", errUsage)
 	}
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
-	before, err := asked.statuses(ctx)
+	before, err := fleet.Statuses(ctx)
 	if err != nil {
-		return unlessEnded(ctx, err)
+		return source.UnlessEnded(ctx, err)
 	}
 	if len(before) == 0 {
 		return errors.New("no flatd answers on this server: does outputs.nats of flatd.toml name it, with service = true, and may this login publish to $SRV.> and srv.flatd.>?")
@@ -46,9 +52,9 @@ func (f *statusFlags) runFleet(cmd *cobra.Command, asked fleet) error {
 		return nil
 	case <-time.After(f.interval):
 	}
-	after, err := asked.statuses(ctx)
+	after, err := fleet.Statuses(ctx)
 	if err != nil {
-		return unlessEnded(ctx, err)
+		return source.UnlessEnded(ctx, err)
 	}
 	lines := fleetLines(before, after)
 	if f.json {
@@ -61,39 +67,39 @@ func (f *statusFlags) runFleet(cmd *cobra.Command, asked fleet) error {
 
 // fleetLines joins two rounds of answers. Who answered only in the first has
 // stopped in between.
-func fleetLines(before, after []hostStatus) []fleetLine {
-	earlier := make(map[string]*hostStatus)
+func fleetLines(before, after []source.HostStatus) []fleetLine {
+	earlier := make(map[string]*source.HostStatus)
 	for i := range before {
-		earlier[before[i].host] = &before[i]
+		earlier[before[i].Host] = &before[i]
 	}
 	var lines []fleetLine
 	for i := range after {
-		lines = append(lines, fleetLineOf(earlier[after[i].host], &after[i]))
-		delete(earlier, after[i].host)
+		lines = append(lines, fleetLineOf(earlier[after[i].Host], &after[i]))
+		delete(earlier, after[i].Host)
 	}
 	for _, h := range before {
-		if earlier[h.host] != nil {
-			lines = append(lines, fleetLine{Host: h.host, Error: "has gone away"})
+		if earlier[h.Host] != nil {
+			lines = append(lines, fleetLine{Host: h.Host, Error: "has gone away"})
 		}
 	}
 	return lines
 }
 
-func fleetLineOf(before, after *hostStatus) fleetLine {
-	line := fleetLine{Host: after.host}
-	if after.err != nil {
-		line.Error = after.err.Error()
+func fleetLineOf(before, after *source.HostStatus) fleetLine {
+	line := fleetLine{Host: after.Host}
+	if after.Err != nil {
+		line.Error = after.Err.Error()
 		return line
 	}
-	line.Status = &after.status
-	if before != nil && before.err == nil && before.status.Since.Equal(after.status.Since) {
-		n := eventsOf(&after.status.Books) - eventsOf(&before.status.Books)
-		line.Events, line.Interval = &n, after.at.Sub(before.at)
+	line.Status = &after.Status
+	if before != nil && before.Err == nil && before.Status.Since.Equal(after.Status.Since) {
+		n := eventsOf(&after.Status.Books) - eventsOf(&before.Status.Books)
+		line.Events, line.Interval = &n, after.At.Sub(before.At)
 	}
 	return line
 }
 
-// eventsOf is how many exchanges a daemon has told of.
+// eventsOf is how many exchanges a daemon has reported.
 func eventsOf(b *api.Books) uint64 { return b.Read + b.TakenOver - b.TakenOverBoth - b.DecodeErrors }
 
 func printFleet(to io.Writer, lines []fleetLine) error {

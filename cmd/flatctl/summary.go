@@ -2,13 +2,14 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 
 	"github.com/spf13/cobra"
+
+	"github.com/flatd/flatd/cmd/flatctl/source"
 )
 
-func summaryCommand(c *client) *cobra.Command {
+func summaryCommand(c *source.Client) *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
 		Use:   "summary",
@@ -25,10 +26,8 @@ summaries are in the journal: journalctl EVENT_DATASET=flatd.summary`,
 			if format != "text" && format != "json" {
 				return fmt.Errorf("-o %s: must be text or json; %w", format, errUsage)
 			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), quickTime)
-			defer cancel()
 			var answer bytes.Buffer
-			if err := c.copy(ctx, "/v1/summary?format="+format, &answer); err != nil {
+			if err := c.Copy(cmd.Context(), "/v1/summary?format="+format, &answer); err != nil {
 				return err
 			}
 			if answer.Len() == 0 {

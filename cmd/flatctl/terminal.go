@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -71,6 +72,22 @@ func (t terminal) duration(d time.Duration) string {
 	return t.text(string(flows.AppendDuration(nil, d)))
 }
 
+// short has three digits.
+func short(n float64) string {
+	for _, unit := range []string{"", "k", "M", "G"} {
+		switch {
+		case n < 9.995 && n > 0:
+			return strconv.FormatFloat(n, 'f', 2, 64) + unit
+		case n < 99.95 && n > 0:
+			return strconv.FormatFloat(n, 'f', 1, 64) + unit
+		case n < 999.5:
+			return strconv.FormatFloat(n, 'f', 0, 64) + unit
+		}
+		n /= 1000
+	}
+	return ">1T"
+}
+
 // inFolds prints lines of columns. Those that a terminal is too narrow for are
 // broken between words; files and pipes get them whole.
 func inFolds(to io.Writer, print func(io.Writer) error) error {
@@ -104,8 +121,8 @@ func fold(text string, width int) string {
 	return folded.String()
 }
 
-// untilClosed ends ctx when nobody reads f any more, which else only the next
-// write would tell: it is a pipe into head, say.
+// untilClosed ends ctx when nobody reads f any more, because it is a pipe into
+// head, say. Otherwise only the next write would fail.
 func untilClosed(ctx context.Context, w io.Writer) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
 	f, ok := w.(*os.File)
@@ -113,7 +130,7 @@ func untilClosed(ctx context.Context, w io.Writer) (context.Context, context.Can
 		return ctx, cancel
 	}
 	go func() {
-		fds := []unix.PollFd{{Fd: int32(f.Fd())}} // errors are told without being asked for
+		fds := []unix.PollFd{{Fd: int32(f.Fd())}} // poll(2) reports errors unasked
 		for ctx.Err() == nil {
 			n, err := unix.Poll(fds, -1)
 			if n > 0 && fds[0].Revents&(unix.POLLERR|unix.POLLHUP|unix.POLLNVAL) != 0 {

@@ -1,5 +1,7 @@
 package main
 
+// The command `flatctl top`: its flags, the full screen, and --once.
+
 import (
 	"cmp"
 	"context"
@@ -14,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/flatd/flatd/cmd/flatctl/board"
+	"github.com/flatd/flatd/cmd/flatctl/source"
 	"github.com/flatd/flatd/outputs"
 )
 
@@ -24,17 +27,17 @@ type topFlags struct {
 	once         bool
 	format       string
 	limit        int
-	nats         natsFlags
+	nats         sourceFlags
 }
 
-// Bounds of a view.
+// Bounds of the flags.
 const (
 	windowUsual, windowMin, windowMax       = time.Minute, 10 * time.Second, time.Hour
 	intervalUsual, intervalMin, intervalMax = time.Second, 100 * time.Millisecond, time.Hour
 	onceUsual                               = 5 * time.Second
 )
 
-func topCommand(c *client) *cobra.Command {
+func topCommand(c *source.Client) *cobra.Command {
 	var f topFlags
 	cmd := &cobra.Command{
 		Use:   "top",
@@ -74,27 +77,19 @@ With --nats it is all hosts of a NATS server, as one.
 	flags.IntVarP(&f.limit, "limit", "n", 0, "the `number` of rows that --once prints at most")
 	flags.Lookup("interval").DefValue = fmt.Sprintf("%v, with --once %v,", intervalUsual, onceUsual)
 	flags.Lookup("limit").DefValue = "all"
-	topFilterFlags(flags)
+	liveFilterFlags(flags)
 	f.nats.register(flags)
 	return cmd
 }
 
-// topFilterFlags registers the conditions of a live view.
-func topFilterFlags(flags *pflag.FlagSet) {
-	for _, filter := range eventFilters {
-		flags.StringSlice(filter.name, nil, filter.usage)
-	}
-	flags.String("slower", "", "only what took at least this `duration`, such as 100ms")
-}
-
-// view is what is to be seen of what is counted.
-type view struct {
+// arrangement is which rows there are, and their order.
+type arrangement struct {
 	group board.Group
 	order board.Order
 }
 
-func (f *topFlags) run(cmd *cobra.Command, c *client) error {
-	v, err := f.check(cmd.Flags())
+func (f *topFlags) run(cmd *cobra.Command, c *source.Client) error {
+	a, err := f.check(cmd.Flags())
 	if err != nil {
 		return err
 	}
@@ -106,49 +101,49 @@ func (f *topFlags) run(cmd *cobra.Command, c *client) error {
 	if counted.source, err = f.nats.source(cmd.Flags(), c, counted.say); err != nil {
 		return err
 	}
-	if counted.fleet, err = f.nats.fleet(cmd.Flags(), c); err != nil {
+	if counted.fleet, err = counted.source.Fleet(); err != nil {
 		return err
 	}
-	defer counted.fleet.close()
+	defer counted.fleet.Close()
 	defer counted.end()
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
 	if f.once {
-		return f.printOnce(ctx, cmd, counted, v, given)
+		return f.printOnce(ctx, cmd, counted, a, given)
 	}
-	return f.show(ctx, cmd, counted, v, given)
+	return f.show(ctx, cmd, counted, a, given)
 }
 
 // check completes the flags, and says what is wrong with them.
-func (f *topFlags) check(flags *pflag.FlagSet) (v view, err error) {
-	if v.group, err = board.ParseGroup(f.group); err != nil {
-		return v, fmt.Errorf("--group: %w; %w", err, errUsage)
+func (f *topFlags) check(flags *pflag.FlagSet) (a arrangement, err error) {
+	if a.group, err = board.ParseGroup(f.group); err != nil {
+		return a, fmt.Errorf("--group: %w; %w", err, errUsage)
 	}
-	if v.order, err = board.ParseOrder(f.order); err != nil {
-		return v, fmt.Errorf("--sort: %w; %w", err, errUsage)
+	if a.order, err = board.ParseOrder(f.order); err != nil {
+		return a, fmt.Errorf("--sort: %w; %w", err, errUsage)
 	}
 	switch {
 	case f.window < windowMin || f.window > windowMax:
-		return v, fmt.Errorf("--window %v: must be from %v to %v; %w", f.window, windowMin, windowMax, errUsage)
+		return a, fmt.Errorf("--window %v: must be from %v to %v; %w", f.window, windowMin, windowMax, errUsage)
 	case flags.Changed("interval") && (f.interval < intervalMin || f.interval > intervalMax):
-		return v, fmt.Errorf("--interval %v: must be from %v to %v; %w", f.interval, intervalMin, intervalMax, errUsage)
+		return a, fmt.Errorf("--interval %v: must be from %v to %v; %w", f.interval, intervalMin, intervalMax, errUsage)
 	case f.format != "table" && f.format != "json":
-		return v, fmt.Errorf("-o %s: must be table or json; %w", f.format, errUsage)
+		return a, fmt.Errorf("-o %s: must be table or json; %w", f.format, errUsage)
 	case f.limit < 0:
-		return v, fmt.Errorf("--limit %d: must not be negative; %w", f.limit, errUsage)
+		return a, fmt.Errorf("--limit %d: must not be negative; %w", f.limit, errUsage)
 	case !f.once && (flags.Changed("output") || flags.Changed("limit")):
-		return v, fmt.Errorf("--output and --limit are for --once; %w", errUsage)
+		return a, fmt.Errorf("--output and --limit are for --once; %w", errUsage)
 	case f.once:
 		f.interval = cmp.Or(f.interval, onceUsual)
 		f.window = max(f.interval+time.Minute, windowMin) // all of it, though it ends late
 	default:
 		f.interval = cmp.Or(f.interval, intervalUsual)
 	}
-	return v, nil
+	return a, nil
 }
 
 // show is the full screen.
-func (f *topFlags) show(ctx context.Context, cmd *cobra.Command, counted *feed, v view, given url.Values) error {
+func (f *topFlags) show(ctx context.Context, cmd *cobra.Command, counted *feed, a arrangement, given url.Values) error {
 	out, ok := cmd.OutOrStdout().(*os.File)
 	if !ok || !outputs.IsTerminal(out) || !outputs.IsTerminal(os.Stdin) {
 		return fmt.Errorf("top takes a terminal to draw on and to read keys from; --once does without")
@@ -156,7 +151,7 @@ func (f *topFlags) show(ctx context.Context, cmd *cobra.Command, counted *feed, 
 	if name := os.Getenv("TERM"); name == "" || name == "dumb" {
 		return fmt.Errorf("TERM is %q, a terminal that cannot be drawn on; --once does without", name)
 	}
-	s := newScreen(terminalOf(out), counted, v, given, f.interval)
+	s := newScreen(terminalOf(out), counted, a, given, f.interval)
 	if err := counted.follow(ctx, given, s.failed); err != nil || ctx.Err() != nil {
 		return err
 	}
@@ -164,7 +159,7 @@ func (f *topFlags) show(ctx context.Context, cmd *cobra.Command, counted *feed, 
 }
 
 // printOnce counts for the interval, or until interrupted.
-func (f *topFlags) printOnce(ctx context.Context, cmd *cobra.Command, counted *feed, v view, given url.Values) error {
+func (f *topFlags) printOnce(ctx context.Context, cmd *cobra.Command, counted *feed, a arrangement, given url.Values) error {
 	failed := make(chan error, 1)
 	if err := counted.follow(ctx, given, func(err error) { failed <- err }); err != nil || ctx.Err() != nil {
 		return err
@@ -181,19 +176,19 @@ func (f *topFlags) printOnce(ctx context.Context, cmd *cobra.Command, counted *f
 		return err
 	}
 	var s board.Snapshot
-	counted.read(&s, v.group)
-	s.Sort(v.order)
+	counted.read(&s, a.group)
+	s.Sort(a.order)
 	if err := counted.ask(context.WithoutCancel(ctx)); err != nil {
 		say("%v", err)
 	}
-	a := counted.beside()
-	for _, n := range a.notes {
+	status := counted.status()
+	for _, n := range status.notes {
 		say("%s: %s", n.at.Format(time.TimeOnly), n.text)
 	}
 	if f.format == "json" {
-		return printJSON(cmd.OutOrStdout(), topDocumentOf(&s, &a, v, f.limit))
+		return printJSON(cmd.OutOrStdout(), topDocumentOf(&s, &status, a, f.limit))
 	}
-	for _, line := range a.lacks(&s) {
+	for _, line := range status.lacks(&s) {
 		say("%s", line)
 	}
 	t := terminalOf(cmd.OutOrStdout())

@@ -1,5 +1,7 @@
 package main
 
+// What feeds top: the events of a source, counted, and what the counts do not have.
+
 import (
 	"context"
 	"fmt"
@@ -9,20 +11,20 @@ import (
 	"time"
 
 	"github.com/flatd/flatd/cmd/flatctl/board"
+	"github.com/flatd/flatd/cmd/flatctl/source"
 	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/flows"
 )
 
-// feed counts what a source tells, on a board, and keeps account of what it does
-// not tell.
+// feed puts the events of a source on a board, and learns what they lack.
 type feed struct {
-	source source
-	fleet  fleet
+	source source.Source
+	fleet  source.Fleet
 	window time.Duration
 
 	mu       sync.Mutex // guards the rest
 	board    *board.Board
-	account  account
+	known    feedStatus
 	filtered bool
 	first    map[string]api.Books // of each host, when it was first asked
 	away     time.Time            // when the source last said something; zero: it is at work
@@ -30,17 +32,17 @@ type feed struct {
 	stopped  chan struct{}
 }
 
-// account is what stands beside the counts.
-type account struct {
+// feedStatus is what to know beside the counts.
+type feedStatus struct {
 	notes []note // the latest, oldest first
 	// Events that flatd says are lost, and its words for the latest of them.
-	told uint64
+	lost uint64
 	why  string
-	// What the kernel counted since the view began, and no event tells of: left
-	// out on purpose, and for want of room.
+	// What the kernel counted since the feed began, and no event reports: left out
+	// on purpose, and because there was no room.
 	leftOut, full uint64
-	hosts         []hostStatus
-	unanswered    bool // nobody was there to tell
+	hosts         []source.HostStatus
+	unanswered    bool // no host answered
 }
 
 // note is something that happened to the source.
@@ -52,7 +54,7 @@ type note struct {
 // notesMax is how many are kept.
 const notesMax = 3
 
-// say takes what the source tells on the side: that flatd has gone.
+// say takes what the source reports beside the events: that flatd has gone.
 func (f *feed) say(format string, args ...any) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -61,14 +63,17 @@ func (f *feed) say(format string, args ...any) {
 }
 
 func (f *feed) noteLocked(text string) {
-	f.account.notes = append(f.account.notes, note{time.Now(), string(flows.AppendPrintable(nil, text))})
-	f.account.notes = f.account.notes[max(len(f.account.notes)-notesMax, 0):]
+	f.known.notes = append(f.known.notes, note{time.Now(), string(flows.AppendPrintable(nil, text))})
+	f.known.notes = f.known.notes[max(len(f.known.notes)-notesMax, 0):]
 }
 
-// live is told that everything new comes from now on.
+// live is called when everything new comes from now on.
 func (f *feed) live() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.board == nil {
+		f.board = board.New(f.window, time.Now())
+	}
 	if f.away.IsZero() {
 		return
 	}
@@ -82,36 +87,19 @@ func (f *feed) live() {
 func (f *feed) follow(ctx context.Context, conditions url.Values, failed func(error)) error {
 	f.end()
 	ctx, stop := context.WithCancel(ctx)
-	live, stopped := make(chan struct{}), make(chan struct{})
-	ended := make(chan error, 1)
+	stopped := make(chan struct{})
 	f.mu.Lock()
-	f.board, f.account, f.first, f.away = nil, account{}, make(map[string]api.Books), time.Time{}
+	f.board, f.known, f.first, f.away = nil, feedStatus{}, make(map[string]api.Books), time.Time{}
 	f.filtered, f.stop, f.stopped = len(conditions) > 0, stop, stopped
 	f.mu.Unlock()
-	began := sync.OnceFunc(func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		f.board = board.New(f.window, time.Now())
-		close(live)
-	})
+	ended, err := source.Follow(ctx, f.source, source.Request{Conditions: conditions, Live: f.live}, f.take)
 	go func() {
 		defer close(stopped)
-		err := f.source.events(ctx, request{conditions: conditions, follow: true, live: func() { began(); f.live() }}, f.take)
-		ended <- err
-		select {
-		case <-live:
-			if ctx.Err() == nil {
-				failed(err)
-			}
-		default:
+		if why := <-ended; err == nil && ctx.Err() == nil {
+			failed(why)
 		}
 	}()
-	select {
-	case <-live:
-		return nil
-	case err := <-ended:
-		return err
-	}
+	return err
 }
 
 // end ends what follow has begun.
@@ -125,41 +113,41 @@ func (f *feed) end() {
 	}
 }
 
-func (f *feed) take(one *report) error {
-	f.board.Add(time.Now(), &one.host, &one.event)
-	if s := one.event.Status; s != nil && s.Action == flows.ActionLoss {
+func (f *feed) take(one *source.Report) error {
+	f.board.Add(time.Now(), &one.Host, &one.Event)
+	if s := one.Event.Status; s != nil && s.Action == flows.ActionLoss {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		f.account.told += s.Lost
-		f.account.why = string(flows.AppendPrintable(nil, s.Message))
+		f.known.lost += s.Lost
+		f.known.why = string(flows.AppendPrintable(nil, s.Message))
 	}
 	return nil
 }
 
-// ask asks the hosts how they are, and so learns what no event tells of.
+// ask asks the hosts how they are, and so learns what no event reports.
 func (f *feed) ask(ctx context.Context) error {
-	hosts, err := f.fleet.statuses(ctx)
+	hosts, err := f.fleet.Statuses(ctx)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.account.unanswered = err != nil || len(hosts) == 0; f.account.unanswered {
+	if f.known.unanswered = err != nil || len(hosts) == 0; f.known.unanswered {
 		return err
 	}
-	f.account.hosts, f.account.leftOut, f.account.full = hosts, 0, 0
+	f.known.hosts, f.known.leftOut, f.known.full = hosts, 0, 0
 	for i := range hosts {
-		now := &hosts[i].status.Books
-		first, known := f.first[hosts[i].host]
+		now := &hosts[i].Status.Books
+		first, known := f.first[hosts[i].Host]
 		switch {
-		case hosts[i].err != nil:
+		case hosts[i].Err != nil:
 			continue
 		case !known || now.Requests < first.Requests: // or the pins are new
-			f.first[hosts[i].host] = *now
+			f.first[hosts[i].Host] = *now
 			continue
 		}
-		f.account.leftOut += now.ResultOut + now.TooFast + now.SampledOut - first.ResultOut - first.TooFast - first.SampledOut
-		f.account.full += now.RingFull + now.PendingFull - first.RingFull - first.PendingFull
+		f.known.leftOut += now.ResultOut + now.TooFast + now.SampledOut - first.ResultOut - first.TooFast - first.SampledOut
+		f.known.full += now.RingFull + now.PendingFull - first.RingFull - first.PendingFull
 	}
 	if !f.filtered {
-		f.account.full = 0 // there are events of it
+		f.known.full = 0 // there are events of it
 	}
 	return nil
 }
@@ -173,11 +161,34 @@ func (f *feed) read(s *board.Snapshot, g board.Group) {
 	}
 }
 
-// beside returns what stands beside the counts.
-func (f *feed) beside() account {
+// status returns what is known beside the counts.
+func (f *feed) status() feedStatus {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	a := f.account
-	a.notes = slices.Clone(a.notes)
-	return a
+	s := f.known
+	s.notes = slices.Clone(s.notes)
+	return s
+}
+
+// lacks says, a line each, what the counts do not have.
+func (f *feedStatus) lacks(s *board.Snapshot) (lines []string) {
+	if f.lost > 0 {
+		lines = append(lines, fmt.Sprintf("lost %d events; the latest: %s", f.lost, f.why))
+	}
+	if f.full > 0 {
+		lines = append(lines, fmt.Sprintf("lost %d exchanges in the kernel, for want of room: see flatctl status", f.full))
+	}
+	if f.leftOut > 0 {
+		lines = append(lines, fmt.Sprintf("not in here: %d exchanges that the configuration leaves out (sample, results, min_duration)", f.leftOut))
+	}
+	if f.unanswered {
+		lines = append(lines, "no flatd answers how it is, so what is left out is not known")
+	}
+	if s.Others.Count > 0 {
+		lines = append(lines, fmt.Sprintf("%d exchanges with others than the %d destinations that are told apart", s.Others.Count, board.RowsMax))
+	}
+	if s.Cut {
+		lines = append(lines, fmt.Sprintf("only the last %v: there are too many for %v", s.Covered.Round(time.Second), s.Window))
+	}
+	return lines
 }

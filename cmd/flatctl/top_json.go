@@ -1,5 +1,7 @@
 package main
 
+// What `flatctl top --once -o json` prints.
+
 import (
 	"time"
 
@@ -14,7 +16,7 @@ type topDocument struct {
 	Group    string        `json:"group"`
 	Sort     string        `json:"sort"`
 	Rows     []topRow      `json:"rows"`
-	Others   topCounts     `json:"others"` // of destinations beyond those that are told apart
+	Others   topCounts     `json:"others"` // of destinations beyond those that have a row
 	Total    topCounts     `json:"total"`
 	// Events that are lost, and exchanges that never became one because flatd is
 	// told to leave them out, in this time.
@@ -45,21 +47,21 @@ type topCounts struct {
 	Durations flows.Distribution `json:"durations"` // of those that were answered
 }
 
-func topDocumentOf(s *board.Snapshot, a *account, v view, limit int) topDocument {
+func topDocumentOf(s *board.Snapshot, f *feedStatus, a arrangement, limit int) topDocument {
 	d := topDocument{
-		Hosts: []string{}, Interval: s.Covered, Group: v.group.String(), Sort: v.order.String(), Rows: []topRow{},
-		Others: topCountsOf(&s.Others.Counts), Total: topCountsOf(&s.Total.Counts), Lost: a.told + a.full, LeftOut: a.leftOut,
+		Hosts: []string{}, Interval: s.Covered, Group: a.group.String(), Sort: a.order.String(), Rows: []topRow{},
+		Others: topCountsOf(&s.Others.Counts), Total: topCountsOf(&s.Total.Counts), Lost: f.lost + f.full, LeftOut: f.leftOut,
 	}
-	for i := range a.hosts {
-		if a.hosts[i].err == nil {
-			d.Hosts = append(d.Hosts, a.hosts[i].host)
+	for i := range f.hosts {
+		if f.hosts[i].Err == nil {
+			d.Hosts = append(d.Hosts, f.hosts[i].Host)
 		}
 	}
 	for _, r := range s.Rows {
 		if limit > 0 && len(d.Rows) == limit {
 			break
 		}
-		d.Rows = append(d.Rows, topRowOf(v.group, r))
+		d.Rows = append(d.Rows, topRowOf(a.group, r))
 	}
 	return d
 }

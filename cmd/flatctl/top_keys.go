@@ -1,5 +1,7 @@
 package main
 
+// What keys do on the screen of top, and the filter that is typed there.
+
 import (
 	"fmt"
 	"net/url"
@@ -48,12 +50,12 @@ func (s *screen) press(key tea.KeyPressMsg) tea.Cmd {
 			s.page, s.chosen = toggled(s.page, pageRow), r.Key
 		}
 	case "s", "S":
-		s.view.order = turned(name == "s", s.view.order, board.Order.Next)
+		s.arranged.order = turned(name == "s", s.arranged.order, board.Order.Next)
 		s.sort()
 	case "g", "G":
 		s.page, s.chosen, s.first, s.paused = pageRows, board.Key{}, 0, false
 		s.selected = 0
-		s.view.group = turned(name == "g", s.view.group, board.Group.Next)
+		s.arranged.group = turned(name == "g", s.arranged.group, board.Group.Next)
 		s.refresh()
 	case "p", "space":
 		s.paused = !s.paused
@@ -157,7 +159,7 @@ func parseConditions(typed string) (url.Values, error) {
 	flags := pflag.NewFlagSet("filter", pflag.ContinueOnError)
 	flags.SetOutput(nil)
 	flags.Usage = func() {}
-	topFilterFlags(flags)
+	liveFilterFlags(flags)
 	if err := flags.Parse(words); err != nil {
 		return nil, err
 	}

@@ -1,5 +1,7 @@
 package main
 
+// The full screen of top: its state, and what changes it.
+
 import (
 	"context"
 	"errors"
@@ -12,6 +14,7 @@ import (
 	"github.com/charmbracelet/colorprofile"
 
 	"github.com/flatd/flatd/cmd/flatctl/board"
+	"github.com/flatd/flatd/cmd/flatctl/source"
 )
 
 // screen is the full screen of top. It belongs to the one goroutine of its
@@ -21,14 +24,14 @@ type screen struct {
 	height   int
 	feed     *feed
 	interval time.Duration
-	view     view
+	arranged arrangement
 	given    url.Values // the conditions in force
 	ctx      context.Context
 	failures chan error
 	err      error // why it has ended
 
 	snapshot board.Snapshot
-	account  account
+	status   feedStatus
 	paused   bool
 
 	page     page
@@ -51,8 +54,8 @@ const (
 	pageHelp
 )
 
-func newScreen(t terminal, f *feed, v view, given url.Values, interval time.Duration) *screen {
-	return &screen{terminal: t, height: 24, feed: f, view: v, given: given, interval: interval, failures: make(chan error, 1)}
+func newScreen(t terminal, f *feed, a arrangement, given url.Values, interval time.Duration) *screen {
+	return &screen{terminal: t, height: 24, feed: f, arranged: a, given: given, interval: interval, failures: make(chan error, 1)}
 }
 
 // failed ends the screen with an error. It is for the feed.
@@ -63,7 +66,7 @@ func (s *screen) failed(err error) {
 	}
 }
 
-// What the screen is told.
+// The messages that the screen gets.
 type (
 	tickMsg   time.Time
 	askMsg    struct{} // it is time to ask again
@@ -105,19 +108,19 @@ func (s *screen) tick() tea.Cmd {
 	return tea.Tick(s.interval, func(t time.Time) tea.Msg { return tickMsg(t) })
 }
 
-// ask asks the hosts and, when they have answered, is to be told so. There is no
+// ask asks the hosts and, when they have answered, sends a message. There is no
 // answer while flatd is away; then what is known remains.
-func (s *screen) ask(told tea.Msg) tea.Cmd {
+func (s *screen) ask(then tea.Msg) tea.Cmd {
 	return func() tea.Msg {
 		_ = s.feed.ask(s.ctx)
-		return told
+		return then
 	}
 }
 
 // filter has the feed begin anew with other conditions.
 func (s *screen) filter(given url.Values) tea.Cmd {
 	s.filtering, s.paused = true, false
-	s.snapshot = board.Snapshot{Group: s.view.group}
+	s.snapshot = board.Snapshot{Group: s.arranged.group}
 	return func() tea.Msg { return filterMsg{given, s.feed.follow(s.ctx, given, s.failed)} }
 }
 
@@ -150,34 +153,34 @@ func (s *screen) Update(message tea.Msg) (tea.Model, tea.Cmd) {
 	return s, nil
 }
 
-// filtered is told whether a filter is in force. While flatd is away it is not,
-// and tried again.
+// filtered takes whether a filter is in force. While flatd is away it is not,
+// and is tried again.
 func (s *screen) filtered(m filterMsg) tea.Cmd {
 	s.given, s.filtering, s.wrong = m.given, false, ""
 	if m.err == nil {
 		s.refresh()
 		return s.ask(nil)
 	}
-	if _, refused := errors.AsType[refusal](m.err); refused {
+	if _, refused := errors.AsType[source.Refusal](m.err); refused {
 		s.err = m.err
 		return tea.Quit
 	}
 	s.filtering, s.wrong = true, m.err.Error()
-	return tea.Tick(retryMax, func(time.Time) tea.Msg { return againMsg{m.given} })
+	return tea.Tick(source.RetryMax, func(time.Time) tea.Msg { return againMsg{m.given} })
 }
 
 // refresh takes what has been counted by now, unless the screen is paused.
 func (s *screen) refresh() {
-	s.account = s.feed.beside()
+	s.status = s.feed.status()
 	if !s.paused {
-		s.feed.read(&s.snapshot, s.view.group)
+		s.feed.read(&s.snapshot, s.arranged.group)
 	}
 	s.sort()
 }
 
 // sort orders the rows, and finds the chosen one again.
 func (s *screen) sort() {
-	s.snapshot.Sort(s.view.order)
+	s.snapshot.Sort(s.arranged.order)
 	at := slices.IndexFunc(s.snapshot.Rows, func(r *board.Ranked) bool { return r.Key == s.chosen })
 	if at < 0 {
 		at = min(s.selected, len(s.snapshot.Rows)-1)

@@ -13,6 +13,7 @@ import (
 	"github.com/charmbracelet/x/ansi"
 
 	"github.com/flatd/flatd/cmd/flatctl/board"
+	"github.com/flatd/flatd/cmd/flatctl/source"
 	"github.com/flatd/flatd/flows"
 )
 
@@ -20,7 +21,7 @@ import (
 // most often.
 func synthetic(t terminal, destinations int) *screen {
 	f := &feed{board: board.New(time.Hour, time.Now())}
-	s := newScreen(t, f, view{}, url.Values{}, time.Second)
+	s := newScreen(t, f, arrangement{}, url.Values{}, time.Second)
 	web1 := &flows.Host{Name: "web1", BootID: "6f1c0d2e"}
 	for i := range destinations {
 		e := &flows.Event{
@@ -93,8 +94,8 @@ func TestScreenFollowsRow(t *testing.T) {
 		t.Errorf("it is not to be seen:\n%s", s.View().Content)
 	}
 	s.keysOf("S", "S")
-	if s.view.order != board.OrderRate || s.selected != 2 {
-		t.Errorf("by %s, row %d", s.view.order, s.selected)
+	if s.arranged.order != board.OrderRate || s.selected != 2 {
+		t.Errorf("by %s, row %d", s.arranged.order, s.selected)
 	}
 }
 
@@ -200,26 +201,26 @@ func TestShort(t *testing.T) {
 // TestAccount: what is lost is said, and what other hosts lose is added.
 func TestAccount(t *testing.T) {
 	f := &feed{board: board.New(time.Minute, time.Now())}
-	loss := &report{event: flows.Event{Kind: flows.KindStatus, Status: &flows.Status{Action: flows.ActionLoss, Lost: 7, Message: "this follower was too slow\x1b[2J"}}}
+	loss := &source.Report{Event: flows.Event{Kind: flows.KindStatus, Status: &flows.Status{Action: flows.ActionLoss, Lost: 7, Message: "this follower was too slow\x1b[2J"}}}
 	for range 2 {
 		if err := f.take(loss); err != nil {
 			t.Fatal(err)
 		}
 	}
-	a := f.beside()
+	a := f.status()
 	if got := a.lacks(new(board.Snapshot)); len(got) != 1 || got[0] != `lost 14 events; the latest: this follower was too slow\u001b[2J` {
 		t.Errorf("%q", got)
 	}
-	f.fleet = &socketFleet{&client{socket: new("/nonexistent")}}
-	if err := f.ask(t.Context()); err == nil || len(f.account.lacks(new(board.Snapshot))) != 2 {
-		t.Errorf("nobody answers, but %v, %q", err, f.account.lacks(new(board.Snapshot)))
+	f.fleet, _ = source.NewSocket(&source.Client{Socket: "/nonexistent"}, nil).Fleet() // connects when asked
+	if err := f.ask(t.Context()); err == nil || len(f.known.lacks(new(board.Snapshot))) != 2 {
+		t.Errorf("nobody answers, but %v, %q", err, f.known.lacks(new(board.Snapshot)))
 	}
 	f.say("flatd has gone away")
 	f.live()
 	for i := range 5 {
 		f.say("%d", i)
 	}
-	if a := f.beside(); len(a.notes) != notesMax || a.notes[2].text != "4" {
+	if a := f.status(); len(a.notes) != notesMax || a.notes[2].text != "4" {
 		t.Errorf("%+v", a.notes)
 	}
 }
@@ -241,12 +242,13 @@ func BenchmarkFeed(b *testing.B) {
 	lines := make([][]byte, destinations)
 	for i := range lines {
 		one := sampleReport("web1", uint16(i))
-		one.event.Destination = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 443)
-		lines[i] = one.host.AppendJSON(nil, &one.event)
+		one.Event.Destination = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 443)
+		lines[i] = one.Host.AppendJSON(nil, &one.Event)
 	}
-	var one report
+	var one source.Report
+	var err error
 	for i := 0; b.Loop(); i++ {
-		if err := one.parse(lines[i%destinations]); err != nil {
+		if one.Host, err = flows.ParseJSON(lines[i%destinations], &one.Event); err != nil {
 			b.Fatal(err)
 		}
 		if err := f.take(&one); err != nil {

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/flatd/flatd/cmd/flatctl/source"
 	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/packaging/testbed/tshark"
@@ -291,10 +292,10 @@ func (s *site) histogram(selection ...string) flows.Distribution {
 // the API as from flatctl, and drawn in a terminal with the same figures.
 func (s *site) checkHistograms(found []judged) {
 	s.t.Helper()
-	c := client{socket: &s.socket}
+	c := source.Client{Socket: s.socket}
 	for kind, want := range figuresBy(found, func(j *judged) string { return j.Kind }) {
 		var api api.Histograms
-		if err := c.get("/v1/histogram?side=client&kind="+kind, &api); err != nil {
+		if err := c.Get(s.t.Context(), "/v1/histogram?side=client&kind="+kind, &api); err != nil {
 			s.t.Fatal(err)
 		}
 		want.check(s.t, "the API: "+kind, api.Total)

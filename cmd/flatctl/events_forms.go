@@ -1,5 +1,7 @@
 package main
 
+// How `flatctl events` shows events: as a table, a line each, or JSON.
+
 import (
 	"fmt"
 	"io"
@@ -7,12 +9,13 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/flatd/flatd/cmd/flatctl/source"
 	"github.com/flatd/flatd/flows"
 )
 
 // A form shows events one after the other.
 type form interface {
-	show(*report) error
+	show(*source.Report) error
 	// end shows what has been held back.
 	end() error
 }
@@ -20,8 +23,8 @@ type form interface {
 // jsonForm has a line for each event, all that came of it.
 type jsonForm struct{ to io.Writer }
 
-func (f jsonForm) show(r *report) error {
-	_, err := f.to.Write(append(flows.AppendPrintable(nil, strings.TrimSpace(string(r.json))), '\n'))
+func (f jsonForm) show(r *source.Report) error {
+	_, err := f.to.Write(append(flows.AppendPrintable(nil, strings.TrimSpace(string(r.JSON))), '\n'))
 	return err
 }
 
@@ -35,10 +38,10 @@ type lineForm struct {
 	hosts    hosts
 }
 
-func (f *lineForm) show(r *report) error {
-	line := f.terminal.text(string(r.host.AppendLine(nil, &r.event, f.terminal.color)))
-	if f.hosts.several(r.host.Name) {
-		line = fmt.Sprintf("%-*s  %s", f.hosts.width, f.terminal.text(string(flows.AppendPrintable(nil, r.host.Name))), line)
+func (f *lineForm) show(r *source.Report) error {
+	line := f.terminal.text(string(r.Host.AppendLine(nil, &r.Event, f.terminal.color)))
+	if f.hosts.several(r.Host.Name) {
+		line = fmt.Sprintf("%-*s  %s", f.hosts.width, f.terminal.text(string(flows.AppendPrintable(nil, r.Host.Name))), line)
 	}
 	_, err := fmt.Fprintln(f.to, line)
 	return err
@@ -46,7 +49,7 @@ func (f *lineForm) show(r *report) error {
 
 func (f *lineForm) end() error { return nil }
 
-// hosts tells whether there is more than one.
+// hosts notices when there is more than one.
 type hosts struct {
 	first string
 	many  bool
@@ -89,13 +92,13 @@ const heldMax = 1024
 
 const resultColumn = "result"
 
-func (f *tableForm) show(r *report) error {
-	if f.hosts.several(r.host.Name) && !f.chosen {
+func (f *tableForm) show(r *source.Report) error {
+	if f.hosts.several(r.Host.Name) && !f.chosen {
 		f.addHost()
 	}
-	line := row{color: r.event.Color()}
+	line := row{color: r.Event.Color()}
 	for i := range f.columns {
-		line.cells = append(line.cells, f.terminal.text(string(f.columns[i].Append(nil, &r.host, &r.event))))
+		line.cells = append(line.cells, f.terminal.text(string(f.columns[i].Append(nil, &r.Host, &r.Event))))
 	}
 	if f.live || len(f.held) == heldMax {
 		if err := f.end(); err != nil {

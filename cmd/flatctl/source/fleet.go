@@ -1,11 +1,10 @@
-package main
+package source
 
 import (
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -13,64 +12,59 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
-	"github.com/spf13/pflag"
 
 	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/outputs"
 )
 
-// fleet is every flatd that can be asked: the one of a socket, or those that a
+// Fleet is every flatd that can be asked: the one of a socket, or those that a
 // NATS server knows.
-type fleet interface {
-	// statuses asks all of them how they are, and returns when all have answered
+type Fleet interface {
+	// Statuses asks all of them how they are, and returns when all have answered
 	// or ctx has ended. They are ordered by name.
-	statuses(ctx context.Context) ([]hostStatus, error)
-	close()
+	Statuses(ctx context.Context) ([]HostStatus, error)
+	Close()
 }
 
-// hostStatus is what one of them answered, or why it did not.
-type hostStatus struct {
-	host   string
-	status api.Status
-	err    error
-	at     time.Time // when the answer came
+// HostStatus is what one of them answered, or why it did not.
+type HostStatus struct {
+	Host   string
+	Status api.Status
+	Err    error
+	At     time.Time // when the answer came
 }
 
-// fleet returns whom a command asks, by the same flags as source does.
-func (f *natsFlags) fleet(flags *pflag.FlagSet, c *client) (fleet, error) {
-	from, err := f.source(flags, c, nil)
-	if err != nil {
+type socketFleet struct{ client *Client }
+
+// Fleet implements Source.
+func (s *socketSource) Fleet() (Fleet, error) { return &socketFleet{s.client}, nil }
+
+// Close implements Fleet.
+func (f *socketFleet) Close() {}
+
+// Statuses implements Fleet.
+func (f *socketFleet) Statuses(ctx context.Context) ([]HostStatus, error) {
+	var s api.Status
+	if err := f.client.Get(ctx, "/v1/status", &s); err != nil {
 		return nil, err
 	}
-	if _, remote := from.(*natsSource); !remote {
-		return &socketFleet{c}, nil
-	}
-	host, _ := os.Hostname() // for people who look at the server's list
-	conn, err := outputs.DialNATS("flatctl on "+host, f.options, nats.PermissionErrOnSubscribe(true))
+	return []HostStatus{{Host: s.Host, Status: s, At: time.Now()}}, nil
+}
+
+// natsFleet are those that offer the service flatd (ADR-32).
+type natsFleet struct{ conn *nats.Conn }
+
+// Fleet implements Source.
+func (s *natsSource) Fleet() (Fleet, error) {
+	conn, err := s.connect()
 	if err != nil {
 		return nil, err
 	}
 	return &natsFleet{conn}, nil
 }
 
-type socketFleet struct{ client *client }
-
-func (f *socketFleet) close() {}
-
-func (f *socketFleet) statuses(ctx context.Context) ([]hostStatus, error) {
-	ctx, cancel := context.WithTimeout(ctx, quickTime)
-	defer cancel()
-	var s api.Status
-	if err := f.client.decode(ctx, "/v1/status", &s); err != nil {
-		return nil, err
-	}
-	return []hostStatus{{host: s.Host, status: s, at: time.Now()}}, nil
-}
-
-// natsFleet are those that offer the service flatd (ADR-32).
-type natsFleet struct{ conn *nats.Conn }
-
-func (f *natsFleet) close() { f.conn.Close() }
+// Close implements Fleet.
+func (f *natsFleet) Close() { f.conn.Close() }
 
 // Nobody knows how many will answer, so the search is over when for a while
 // nobody else has.
@@ -80,21 +74,22 @@ const (
 	fleetMax   = 10_000          // hosts
 )
 
-func (f *natsFleet) statuses(ctx context.Context) ([]hostStatus, error) {
+// Statuses implements Fleet.
+func (f *natsFleet) Statuses(ctx context.Context) ([]HostStatus, error) {
 	found, err := f.find(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("look for flatds: %w", err)
 	}
-	all := make([]hostStatus, len(found))
+	all := make([]HostStatus, len(found))
 	var asked sync.WaitGroup
 	for i := range found {
 		asked.Go(func() { all[i] = f.ask(ctx, &found[i]) })
 	}
 	asked.Wait()
-	slices.SortStableFunc(all, func(a, b hostStatus) int { return strings.Compare(a.host, b.host) })
+	slices.SortStableFunc(all, func(a, b HostStatus) int { return strings.Compare(a.Host, b.Host) })
 	for i := 1; i < len(all); i++ {
-		if all[i].host == all[i-1].host {
-			all[i].err = errors.New("another flatd has this host name, too, and either may have answered")
+		if all[i].Host == all[i-1].Host {
+			all[i].Err = errors.New("another flatd has this host name, too, and either may have answered")
 		}
 	}
 	return all, ctx.Err()
@@ -136,19 +131,19 @@ func (f *natsFleet) find(ctx context.Context) (found []micro.Info, err error) {
 }
 
 // ask asks one of them.
-func (f *natsFleet) ask(ctx context.Context, info *micro.Info) hostStatus {
+func (f *natsFleet) ask(ctx context.Context, info *micro.Info) HostStatus {
 	ctx, cancel := context.WithTimeout(ctx, fleetReply)
 	defer cancel()
-	s := hostStatus{host: info.Metadata["host"]}
+	s := HostStatus{Host: info.Metadata["host"]}
 	message, err := f.conn.RequestWithContext(ctx, endpointOf(info, "status"), nil)
-	s.at = time.Now()
+	s.At = time.Now()
 	switch {
 	case err != nil:
-		s.err = fmt.Errorf("does not answer: %w", err)
+		s.Err = fmt.Errorf("does not answer: %w", err)
 	case message.Header.Get(micro.ErrorCodeHeader) != "":
-		s.err = refusal(message.Header.Get(micro.ErrorHeader))
+		s.Err = Refusal(message.Header.Get(micro.ErrorHeader))
 	default:
-		s.err = json.Unmarshal(message.Data, &s.status)
+		s.Err = json.Unmarshal(message.Data, &s.Status)
 	}
 	return s
 }

@@ -1,4 +1,4 @@
-package main
+package source
 
 import (
 	"context"
@@ -14,21 +14,21 @@ import (
 	"time"
 )
 
-// client asks flatd by HTTP on its control socket.
-type client struct{ socket *string }
+// Client asks flatd by HTTP on its control socket.
+type Client struct{ Socket string } // a path
 
 // quickTime bounds every request but a stream of events.
 const quickTime = 30 * time.Second
 
 // do sends a request; the caller closes the response's body. An answer other
 // than 2xx is an error with flatd's own words.
-func (c *client) do(ctx context.Context, method, path string) (*http.Response, error) {
+func (c *Client) do(ctx context.Context, method, path string) (*http.Response, error) {
 	request, err := http.NewRequestWithContext(ctx, method, "http://flatd"+path, nil)
 	if err != nil {
 		return nil, err
 	}
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", *c.socket)
+		return (&net.Dialer{}).DialContext(ctx, "unix", c.Socket)
 	}}
 	response, err := (&http.Client{Transport: transport}).Do(request)
 	if err != nil {
@@ -40,16 +40,16 @@ func (c *client) do(ctx context.Context, method, path string) (*http.Response, e
 	defer response.Body.Close()
 	var answer struct{ Error string }
 	if err := json.NewDecoder(io.LimitReader(response.Body, 1<<20)).Decode(&answer); err != nil || answer.Error == "" {
-		return nil, refusal("flatd answered " + response.Status)
+		return nil, Refusal("flatd answered " + response.Status)
 	}
-	return nil, refusal(answer.Error)
+	return nil, Refusal(answer.Error)
 }
 
-// refusal is flatd's own word for why it does not do what it is asked.
-type refusal string
+// Refusal is flatd's own word for why it does not do what it is asked.
+type Refusal string
 
 // Error implements error.
-func (r refusal) Error() string { return string(r) }
+func (r Refusal) Error() string { return string(r) }
 
 // advice is an error that says what to do about its cause.
 type advice struct {
@@ -68,29 +68,24 @@ func (a *advice) Error() string { return a.text }
 func (a *advice) Unwrap() error { return a.cause }
 
 // explain says what to do about a socket that does not answer.
-func (c *client) explain(err error) error {
+func (c *Client) explain(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return advise(err, "no socket %s: flatd does not run; start it with `systemctl start flatd`, or name its socket with --socket", *c.socket)
+		return advise(err, "no socket %s: flatd does not run; start it with `systemctl start flatd`, or name its socket with --socket", c.Socket)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return advise(err, "nobody listens on %s: flatd does not run; start it with `systemctl start flatd`", *c.socket)
+		return advise(err, "nobody listens on %s: flatd does not run; start it with `systemctl start flatd`", c.Socket)
 	case errors.Is(err, fs.ErrPermission):
-		return advise(err, "not allowed to use %s: be root or in the group flatd", *c.socket)
+		return advise(err, "not allowed to use %s: be root or in the group flatd", c.Socket)
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
-		return advise(err, "flatd does not answer on %s; see `systemctl status flatd`", *c.socket)
+		return advise(err, "flatd does not answer on %s; see `systemctl status flatd`", c.Socket)
 	}
 	return err
 }
 
-// get decodes the JSON of an answer into to.
-func (c *client) get(path string, to any) error {
-	ctx, cancel := context.WithTimeout(context.Background(), quickTime)
+// Get decodes the JSON of an answer into to.
+func (c *Client) Get(ctx context.Context, path string, to any) error {
+	ctx, cancel := context.WithTimeout(ctx, quickTime)
 	defer cancel()
-	return c.decode(ctx, path, to)
-}
-
-// decode is get within the time that ctx allows.
-func (c *client) decode(ctx context.Context, path string, to any) error {
 	response, err := c.do(ctx, http.MethodGet, path)
 	if err != nil {
 		return err
@@ -102,8 +97,9 @@ func (c *client) decode(ctx context.Context, path string, to any) error {
 	return nil
 }
 
-func (c *client) post(path string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), quickTime)
+// Post has flatd do something.
+func (c *Client) Post(ctx context.Context, path string) error {
+	ctx, cancel := context.WithTimeout(ctx, quickTime)
 	defer cancel()
 	response, err := c.do(ctx, http.MethodPost, path)
 	if err != nil {
@@ -112,8 +108,10 @@ func (c *client) post(path string) error {
 	return response.Body.Close()
 }
 
-// copy streams an answer, as it comes, until it ends or ctx does.
-func (c *client) copy(ctx context.Context, path string, to io.Writer) error {
+// Copy copies an answer as it is, until it ends or ctx does.
+func (c *Client) Copy(ctx context.Context, path string, to io.Writer) error {
+	ctx, cancel := context.WithTimeout(ctx, quickTime)
+	defer cancel()
 	response, err := c.do(ctx, http.MethodGet, path)
 	if err != nil {
 		return err

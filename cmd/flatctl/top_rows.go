@@ -1,5 +1,7 @@
 package main
 
+// The rows of top, for the screen and for --once: columns, widths, sparklines.
+
 import (
 	"fmt"
 	"slices"
@@ -14,7 +16,7 @@ import (
 	"github.com/flatd/flatd/flows"
 )
 
-// topColumn is one of figures, flush right.
+// topColumn is a column of figures, flush right.
 type topColumn struct {
 	title string
 	width int
@@ -57,22 +59,6 @@ func nameOfKey(g board.Group, k *board.Key) string {
 		return k.End.Addr().String()
 	}
 	return k.End.String()
-}
-
-// short has three digits.
-func short(n float64) string {
-	for _, unit := range []string{"", "k", "M", "G"} {
-		switch {
-		case n < 9.995 && n > 0:
-			return strconv.FormatFloat(n, 'f', 2, 64) + unit
-		case n < 99.95 && n > 0:
-			return strconv.FormatFloat(n, 'f', 1, 64) + unit
-		case n < 999.5:
-			return strconv.FormatFloat(n, 'f', 0, 64) + unit
-		}
-		n /= 1000
-	}
-	return ">1T"
 }
 
 // whole is a number as it is, if there is room for so many digits.
@@ -208,27 +194,4 @@ func (t terminal) plainTable(s *board.Snapshot, limit int) string {
 		lines[i] = strings.TrimRight(lines[i][markWidth:], " ") + "\n"
 	}
 	return strings.Join(lines, "")
-}
-
-// lacks says, a line each, what the counts do not have.
-func (a *account) lacks(s *board.Snapshot) (lines []string) {
-	if a.told > 0 {
-		lines = append(lines, fmt.Sprintf("lost %d events; the latest: %s", a.told, a.why))
-	}
-	if a.full > 0 {
-		lines = append(lines, fmt.Sprintf("lost %d exchanges in the kernel, for want of room: see flatctl status", a.full))
-	}
-	if a.leftOut > 0 {
-		lines = append(lines, fmt.Sprintf("not in here: %d exchanges that the configuration leaves out (sample, results, min_duration)", a.leftOut))
-	}
-	if a.unanswered {
-		lines = append(lines, "no flatd answers how it is, so what is left out is not known")
-	}
-	if s.Others.Count > 0 {
-		lines = append(lines, fmt.Sprintf("%d exchanges with others than the %d destinations that are told apart", s.Others.Count, board.RowsMax))
-	}
-	if s.Cut {
-		lines = append(lines, fmt.Sprintf("only the last %v: there are too many for %v", s.Covered.Round(time.Second), s.Window))
-	}
-	return lines
 }

@@ -1,4 +1,4 @@
-package main
+package source
 
 import (
 	"context"
@@ -11,70 +11,40 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/spf13/pflag"
 
 	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/outputs"
 )
 
-// natsFlags say which server to read from, how to log in, and what to read.
-type natsFlags struct {
-	options outputs.NATSOptions // of them the URL and the secrets
-	subject string
-}
-
-// urlVariable has the server if no flag has.
-const urlVariable = "NATS_URL"
-
-func (f *natsFlags) register(flags *pflag.FlagSet) {
-	o := &f.options
-	flags.StringVar(&o.URL, "nats", "", "read from this NATS server, `URL` nats://host:port, and not from the socket; $"+urlVariable+" does the same unless --socket is given")
-	flags.StringVar(&f.subject, "subject", "flatd.>", "with --nats, read this `subject`, with wildcards")
-	flags.StringVar(&o.Credentials, "nats-creds", "", "with --nats, log in by this credentials `file`, a user's JWT and seed")
-	flags.StringVar(&o.NKey, "nats-nkey", "", "with --nats, log in by the nkey seed in this `file`")
-	flags.StringVar(&o.Token, "nats-token", "", "with --nats, log in by the token in this `file`")
-	flags.StringVar(&o.User, "nats-user", "", "with --nats, log in as the user of this `name`")
-	flags.StringVar(&o.Password, "nats-password", "", "the `file` that holds the password of --nats-user")
-	flags.StringVar(&o.CA, "nats-ca", "", "with --nats, trust the certificates in this `file`, not the system's")
-	flags.StringVar(&o.Cert, "nats-cert", "", "the `file` of a certificate that shows the server who asks")
-	flags.StringVar(&o.Key, "nats-key", "", "the `file` of the key of --nats-cert")
-}
-
-// source returns where a command reads from. A flag prevails over the variable.
-func (f *natsFlags) source(flags *pflag.FlagSet, c *client, say func(format string, args ...any)) (source, error) {
-	if !flags.Changed("nats") && !flags.Changed("socket") {
-		f.options.URL = os.Getenv(urlVariable)
-	}
-	if f.options.URL != "" {
-		return &natsSource{natsFlags: f, say: say}, nil
-	}
-	for _, name := range []string{"subject", "nats-creds", "nats-nkey", "nats-token", "nats-user", "nats-password", "nats-ca", "nats-cert", "nats-key"} {
-		if flags.Changed(name) {
-			return nil, fmt.Errorf("--%s is for a NATS server: name it with --nats or in %s; %w", name, urlVariable, errUsage)
-		}
-	}
-	return &socketSource{client: c, say: say}, nil
-}
-
 // natsSource reads what flatds publish. It filters as flatd does for its socket.
 // With a time to begin at it reads from the JetStream stream that has the
 // subject, else only what is published from now on.
 type natsSource struct {
-	*natsFlags
-	say func(format string, args ...any)
+	options outputs.NATSOptions // of them the URL and the secrets
+	subject string              // with wildcards
+	say     Say
 }
 
-func (s *natsSource) events(ctx context.Context, r request, tell func(*report) error) error {
-	i := &intake{tell: tell, say: s.say, seen: newSeen(4 * api.RecentMax)}
-	for name, values := range r.conditions {
+// NewNATS reads from the server of the options.
+func NewNATS(options outputs.NATSOptions, subject string, say Say) Source {
+	return &natsSource{options, subject, say}
+}
+
+// Remote implements Source.
+func (s *natsSource) Remote() bool { return true }
+
+// Events implements Source.
+func (s *natsSource) Events(ctx context.Context, r Request, take func(*Report) error) error {
+	i := &intake{hand: take, say: s.say, seen: newSeen(4 * api.RecentMax)}
+	for name, values := range r.Conditions {
 		if err := i.filter.Set(name, values); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
-	conn, err := s.dial(r.live)
+	conn, err := s.dial(r.Live)
 	if err != nil {
-		return unlessEnded(ctx, err)
+		return UnlessEnded(ctx, err)
 	}
 	defer conn.Close()
 	if i.filter.Since().IsZero() {
@@ -82,15 +52,13 @@ func (s *natsSource) events(ctx context.Context, r request, tell func(*report) e
 	} else {
 		err = s.replay(ctx, conn, r, i)
 	}
-	return unlessEnded(ctx, err)
+	return UnlessEnded(ctx, err)
 }
 
 // dial connects. From then on the client mends the connection by itself.
 func (s *natsSource) dial(live func()) (*nats.Conn, error) {
-	host, _ := os.Hostname() // for people who look at the server's list
 	slow := sync.OnceFunc(func() { s.say("too slow: the server's events are dropped before they can be shown; narrow --subject") })
-	return outputs.DialNATS("flatctl on "+host, s.options,
-		nats.PermissionErrOnSubscribe(true),
+	return s.connect(
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil { // else it is we who close it
 				s.say("the NATS server has gone away; waiting for it")
@@ -108,8 +76,13 @@ func (s *natsSource) dial(live func()) (*nats.Conn, error) {
 		}))
 }
 
+func (s *natsSource) connect(with ...nats.Option) (*nats.Conn, error) {
+	host, _ := os.Hostname() // for people who look at the server's list
+	return outputs.DialNATS("flatctl on "+host, s.options, append(with, nats.PermissionErrOnSubscribe(true))...)
+}
+
 // subscribe takes what is published from now on, until ctx ends.
-func (s *natsSource) subscribe(ctx context.Context, conn *nats.Conn, r request, i *intake) error {
+func (s *natsSource) subscribe(ctx context.Context, conn *nats.Conn, r Request, i *intake) error {
 	sub, err := conn.SubscribeSync(s.subject)
 	if err != nil {
 		return fmt.Errorf("subscribe to %q: %w", s.subject, err)
@@ -117,8 +90,8 @@ func (s *natsSource) subscribe(ctx context.Context, conn *nats.Conn, r request, 
 	if err := conn.FlushTimeout(quickTime); err != nil {
 		return fmt.Errorf("subscribe to %s: %w", s.subject, err)
 	}
-	if r.live != nil {
-		r.live()
+	if r.Live != nil {
+		r.Live()
 	}
 	for {
 		message, err := sub.NextMsgWithContext(ctx)
@@ -134,15 +107,15 @@ func (s *natsSource) subscribe(ctx context.Context, conn *nats.Conn, r request, 
 // intake takes messages and hands over the events that are wanted.
 type intake struct {
 	filter   api.EventFilter
-	tell     func(*report) error
-	say      func(format string, args ...any)
+	hand     func(*Report) error // over to the caller
+	say      Say
 	seen     *seen
-	one      report
-	stranger bool // has been told
+	one      Report
+	stranger bool // a message that is no event has been reported
 }
 
-// take hands over a message, if it is an event that is wanted and has not been
-// told: who publishes does so again when he does not know whether it arrived.
+// take hands over a message, if it is an event that is wanted and new: flatd
+// publishes an event again when it does not know whether it arrived.
 func (i *intake) take(subject string, text []byte) error {
 	if len(text) == 0 {
 		return nil // a request, perhaps; events have a payload
@@ -154,10 +127,10 @@ func (i *intake) take(subject string, text []byte) error {
 		}
 		return nil
 	}
-	if !i.filter.Match(&i.one.event) || !i.seen.add(string(i.one.host.AppendID(nil, &i.one.event))) {
+	if !i.filter.Match(&i.one.Event) || !i.seen.add(string(i.one.Host.AppendID(nil, &i.one.Event))) {
 		return nil
 	}
-	return i.tell(&i.one)
+	return i.hand(&i.one)
 }
 
 // clockSlack is how far the clocks of a host and of the server may differ: the
@@ -166,7 +139,7 @@ const clockSlack = time.Minute
 
 // replay takes what a stream has since the filter's time, then, to follow, what
 // comes.
-func (s *natsSource) replay(ctx context.Context, conn *nats.Conn, r request, i *intake) error {
+func (s *natsSource) replay(ctx context.Context, conn *nats.Conn, r Request, i *intake) error {
 	stream, consumer, err := s.open(ctx, conn, i.filter.Since().Add(-clockSlack))
 	if err != nil {
 		return err
@@ -188,8 +161,8 @@ func (s *natsSource) replay(ctx context.Context, conn *nats.Conn, r request, i *
 		return message.Metadata()
 	}
 
-	past := past{limit: r.limit, tell: i.tell}
-	i.tell = past.take
+	past := past{limit: r.Limit, hand: i.hand}
+	i.hand = past.take
 	last := stream.CachedInfo().State.LastSeq
 	for over := consumer.CachedInfo().NumPending == 0; !over; {
 		at, err := next()
@@ -198,12 +171,12 @@ func (s *natsSource) replay(ctx context.Context, conn *nats.Conn, r request, i *
 		}
 		over = at.NumPending == 0 || at.Sequence.Stream >= last
 	}
-	if err := past.end(); err != nil || !r.follow {
+	if err := past.end(); err != nil || !r.Follow {
 		return err
 	}
-	i.tell = past.tell
-	if r.live != nil {
-		r.live()
+	i.hand = past.hand
+	if r.Live != nil {
+		r.Live()
 	}
 	for err == nil {
 		_, err = next()
@@ -285,17 +258,15 @@ func covered(pattern, subject []string) bool {
 // only. Without a limit it holds back nothing.
 type past struct {
 	limit int
-	tell  func(*report) error
-	held  []report // a ring once it is full
+	hand  func(*Report) error
+	held  []Report // a ring once it is full
 	next  int
 }
 
-const unlimited = -1
-
-func (p *past) take(one *report) error {
+func (p *past) take(one *Report) error {
 	switch {
-	case p.limit == unlimited:
-		return p.tell(one)
+	case p.limit == Unlimited:
+		return p.hand(one)
 	case p.limit == 0:
 		return nil
 	case len(p.held) < p.limit:
@@ -310,7 +281,7 @@ func (p *past) take(one *report) error {
 // end hands over what was held back.
 func (p *past) end() error {
 	for i := range p.held {
-		if err := p.tell(&p.held[(p.next+i)%len(p.held)]); err != nil {
+		if err := p.hand(&p.held[(p.next+i)%len(p.held)]); err != nil {
 			return err
 		}
 	}
@@ -318,8 +289,8 @@ func (p *past) end() error {
 	return nil
 }
 
-func (r *report) clone() report {
+func (r *Report) clone() Report {
 	c := *r
-	c.json = append([]byte(nil), r.json...)
+	c.JSON = append([]byte(nil), r.JSON...)
 	return c
 }

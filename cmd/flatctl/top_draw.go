@@ -1,5 +1,7 @@
 package main
 
+// How the screen of top is drawn: header, rows, the row looked into, help, footer.
+
 import (
 	"fmt"
 	"maps"
@@ -49,14 +51,14 @@ func (s *screen) head() []string {
 	if s.height >= enough {
 		lines = append(lines, s.terminal.text(s.mode()))
 	}
-	notes := slices.DeleteFunc(s.account.notes, func(n note) bool { return time.Since(n.at) > noteStays })
+	notes := slices.DeleteFunc(s.status.notes, func(n note) bool { return time.Since(n.at) > noteStays })
 	if s.height < enough {
 		notes = notes[max(len(notes)-1, 0):]
 	}
 	for _, n := range notes {
 		lines = append(lines, s.warning(n.at.Format(time.TimeOnly)+" "+n.text))
 	}
-	for _, text := range s.account.lacks(&s.snapshot) {
+	for _, text := range s.status.lacks(&s.snapshot) {
 		lines = append(lines, s.warning(text))
 	}
 	return lines
@@ -81,22 +83,22 @@ func (s *screen) overall() string {
 // whom says who is heard, and whether that can be believed.
 func (s *screen) whom() string {
 	var idle, silent []string
-	for i := range s.account.hosts {
-		switch h := &s.account.hosts[i]; {
-		case h.err != nil:
-			silent = append(silent, h.host)
-		case !h.status.Measuring:
-			idle = append(idle, h.host)
+	for i := range s.status.hosts {
+		switch h := &s.status.hosts[i]; {
+		case h.Err != nil:
+			silent = append(silent, h.Host)
+		case !h.Status.Measuring:
+			idle = append(idle, h.Host)
 		}
 	}
 	var text string
-	switch len(s.account.hosts) {
+	switch len(s.status.hosts) {
 	case 0:
 		text = "flatd"
 	case 1:
-		text = s.account.hosts[0].host
+		text = s.status.hosts[0].Host
 	default:
-		text = fmt.Sprintf("%d hosts", len(s.account.hosts))
+		text = fmt.Sprintf("%d hosts", len(s.status.hosts))
 	}
 	if len(idle) > 0 {
 		text += ", NOT MEASURING: " + strings.Join(idle, ", ")
@@ -109,7 +111,7 @@ func (s *screen) whom() string {
 
 // mode says what is shown, and how.
 func (s *screen) mode() string {
-	text := fmt.Sprintf("by %s, sorted by %s", s.view.group, s.view.order)
+	text := fmt.Sprintf("by %s, sorted by %s", s.arranged.group, s.arranged.order)
 	if len(s.given) > 0 {
 		text += ", only " + string(flows.AppendPrintable(nil, conditionsText(s.given)))
 	}
@@ -154,18 +156,18 @@ func (s *screen) rows(room int) []string {
 		shown = max(shown-1, 1)
 	}
 	s.first = min(max(s.first, s.selected-shown+1), s.selected, max(len(all)-shown, 0))
-	longest := len(s.view.group.String())
+	longest := len(s.arranged.group.String())
 	for _, r := range all[s.first:min(s.first+shown, len(all))] {
-		longest = max(longest, ansi.StringWidth(nameOfKey(s.view.group, &r.Key)))
+		longest = max(longest, ansi.StringWidth(nameOfKey(s.arranged.group, &r.Key)))
 	}
 	l := layOut(s.terminal.width, longest)
-	lines := []string{s.title(l.titles(s.view.group))}
+	lines := []string{s.title(l.titles(s.arranged.group))}
 	for i := s.first; i < min(s.first+shown, len(all)); i++ {
 		mark := " "
 		if i == s.selected {
 			mark = ">"
 		}
-		lines = append(lines, s.terminal.row(&l, mark, nameOfKey(s.view.group, &all[i].Key), all[i]))
+		lines = append(lines, s.terminal.row(&l, mark, nameOfKey(s.arranged.group, &all[i].Key), all[i]))
 	}
 	if len(all) == 0 {
 		lines = append(lines, " nothing yet")
@@ -200,7 +202,7 @@ func (s *screen) detail(room int) []string {
 		return []string{s.title(""), "nothing in the window any more; Esc goes back"}
 	}
 	t := s.terminal
-	name := strings.TrimSpace(kindOf(&r.Key) + " " + nameOfKey(s.view.group, &r.Key))
+	name := strings.TrimSpace(kindOf(&r.Key) + " " + nameOfKey(s.arranged.group, &r.Key))
 	lines := []string{s.title(t.text(name))}
 	lines = append(lines, t.text(resultsText(&r.Counts)))
 	failures := r.Failures()
@@ -239,16 +241,4 @@ func (s *screen) histogram(h *flows.Histogram, room int) []string {
 	newDrawing(t, h).within(room-2).one(text, h)
 	lines := strings.Split(strings.TrimRight(text.String(), "\n"), "\n")
 	return lines[:min(len(lines), max(room, 1))]
-}
-
-// within joins rows until there are no more than that.
-func (d drawing) within(rows int) drawing {
-	for len(d.rows) > max(rows, 1) {
-		var joined []span
-		for pair := range slices.Chunk(d.rows, 2) {
-			joined = append(joined, span{pair[0].from, pair[len(pair)-1].to})
-		}
-		d.rows = joined
-	}
-	return d
 }
