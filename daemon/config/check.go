@@ -70,14 +70,14 @@ func (r *configReader) checkPair(a, b string) {
 	}
 }
 
-// checkCredentials opens the files that an output would read.
-func (r *configReader) checkCredentials() {
-	for _, c := range credentialsOf(&r.config.Outputs.NATS) {
-		if c.path == "" || !present(c.path) {
+// checkSecretFiles opens the files that an output would read.
+func (r *configReader) checkSecretFiles() {
+	for _, k := range r.keys {
+		if k.file == nil || *k.file == "" || !present(*k.file) {
 			continue
 		}
-		if err := readable(c.path); err != nil {
-			r.complain(c.name, "%v", err)
+		if err := readable(*k.file); err != nil {
+			r.complain(k.name, "%v", err)
 		}
 	}
 }

@@ -172,7 +172,7 @@ func Load(path string) (Config, error) {
 		r.read(f)
 	}
 	r.check()
-	r.checkCredentials()
+	r.checkSecretFiles()
 	return r.result()
 }
 

@@ -118,21 +118,6 @@ func natsKeys(n *NATS) []configKey {
 	}
 }
 
-// credential is a key that names a file.
-type credential struct{ name, path string }
-
-func credentialsOf(n *NATS) []credential {
-	return []credential{
-		{"outputs.nats.credentials", n.Credentials},
-		{"outputs.nats.nkey", n.NKey},
-		{"outputs.nats.token", n.Token},
-		{"outputs.nats.password", n.Password},
-		{"outputs.nats.tls_ca", n.TLSCA},
-		{"outputs.nats.tls_cert", n.TLSCert},
-		{"outputs.nats.tls_key", n.TLSKey},
-	}
-}
-
 // isTable reports whether there are keys in a table of this name.
 func isTable(keys []configKey, name string) bool {
 	return slices.ContainsFunc(keys, func(k configKey) bool { return strings.HasPrefix(k.name, name+".") })

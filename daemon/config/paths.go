@@ -51,7 +51,7 @@ func socketPath(s string) error {
 // secretFile takes the path of a file that holds a secret; "" is none. It shows
 // no value: somebody may have written the secret itself.
 func secretFile(to *string) setting {
-	return settingOf(to, func(value any) error {
+	kept := settingOf(to, func(value any) error {
 		s, ok := value.(string)
 		if ok && (strings.HasPrefix(s, "$") || strings.HasPrefix(s, "%")) {
 			return errors.New("begins with a variable, and none is filled in: what LoadCredential= of the unit provides is in /run/credentials/flatd.service/")
@@ -62,4 +62,6 @@ func secretFile(to *string) setting {
 		*to = s
 		return nil
 	})
+	kept.file = to
+	return kept
 }

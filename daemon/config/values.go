@@ -15,11 +15,13 @@ type setting struct {
 	// is wrong, what is wanted, and what may have been meant.
 	set func(value any) error
 	get func() any // in the form that it has in the file
+	// file is the path of a file that holds a secret, nil of other values.
+	file *string
 }
 
 // settingOf is that of a value which needs no more than set to get there.
 func settingOf[T any](to *T, set func(value any) error) setting {
-	return setting{set, func() any { return form(*to) }}
+	return setting{set: set, get: func() any { return form(*to) }}
 }
 
 // form is a value as the file has it.
@@ -192,7 +194,7 @@ func list[T comparable](to *[]T, least, most int, parse func(any) (T, error)) se
 		*to = parsed
 		return nil
 	}
-	return setting{set, func() any {
+	return setting{set: set, get: func() any {
 		all := make([]any, 0, len(*to)) // a list, even if it is empty
 		for _, v := range *to {
 			all = append(all, form(v))
