@@ -51,16 +51,15 @@ func socketPath(s string) error {
 // secretFile takes the path of a file that holds a secret; "" is none. It shows
 // no value: somebody may have written the secret itself.
 func secretFile(to *string) setting {
-	kept := settingOf(to, func(value any) error {
+	kept := settingOf(to, func(value any) (string, error) {
 		s, ok := value.(string)
 		if ok && (strings.HasPrefix(s, "$") || strings.HasPrefix(s, "%")) {
-			return errors.New("begins with a variable, and none is filled in: what LoadCredential= of the unit provides is in /run/credentials/flatd.service/")
+			return "", errors.New("begins with a variable, and none is filled in: what LoadCredential= of the unit provides is in /run/credentials/flatd.service/")
 		}
 		if !ok || s != "" && absolute(s) != nil {
-			return errors.New("is not an absolute path in quotes: want that of a file which holds the secret")
+			return "", errors.New("is not an absolute path in quotes: want that of a file which holds the secret")
 		}
-		*to = s
-		return nil
+		return s, nil
 	})
 	kept.file = to
 	return kept

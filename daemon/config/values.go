@@ -19,8 +19,15 @@ type setting struct {
 	file *string
 }
 
-// settingOf is that of a value which needs no more than set to get there.
-func settingOf[T any](to *T, set func(value any) error) setting {
+// settingOf keeps in to what parse makes of a value.
+func settingOf[T any](to *T, parse func(value any) (T, error)) setting {
+	set := func(value any) error {
+		parsed, err := parse(value)
+		if err == nil {
+			*to = parsed
+		}
+		return err
+	}
 	return setting{set: set, get: func() any { return form(*to) }}
 }
 
@@ -36,42 +43,28 @@ func form(value any) any {
 }
 
 func boolean(to *bool) setting {
-	return settingOf(to, func(value any) error {
+	return settingOf(to, func(value any) (bool, error) {
 		b, ok := value.(bool)
 		if !ok {
-			return fmt.Errorf("%s is not a boolean: want true or false, without quotes", show(value))
+			return b, fmt.Errorf("%s is not a boolean: want true or false, without quotes", show(value))
 		}
-		*to = b
-		return nil
+		return b, nil
 	})
 }
 
 // text takes a string that check finds nothing wrong with.
 func text(to *string, check func(string) error) setting {
-	return settingOf(to, func(value any) error {
+	return settingOf(to, func(value any) (string, error) {
 		s, ok := value.(string)
 		if !ok {
-			return fmt.Errorf("%s is not a string: want one in quotes", show(value))
+			return s, fmt.Errorf("%s is not a string: want one in quotes", show(value))
 		}
-		if err := check(s); err != nil {
-			return err
-		}
-		*to = s
-		return nil
+		return s, check(s)
 	})
 }
 
 // word takes one of the words.
-func word(to *string, words ...string) setting {
-	return settingOf(to, func(value any) error {
-		s, ok := value.(string)
-		if !ok || !slices.Contains(words, s) {
-			return notOneOf(value, words)
-		}
-		*to = s
-		return nil
-	})
-}
+func word(to *string, words ...string) setting { return settingOf(to, wordOf(words)) }
 
 func notOneOf(value any, words []string) error {
 	s, ok := value.(string)
@@ -86,51 +79,38 @@ func notOneOf(value any, words []string) error {
 
 // integer takes a whole number from least to most.
 func integer[T int | uint32](to *T, least, most T) setting {
-	return settingOf(to, func(value any) error {
+	return settingOf(to, func(value any) (T, error) {
 		n, ok := value.(int64)
 		if !ok {
-			return fmt.Errorf("%s is not a whole number: want one from %d to %d, without quotes",
+			return 0, fmt.Errorf("%s is not a whole number: want one from %d to %d, without quotes",
 				show(value), least, most)
 		}
 		if n < int64(least) || n > int64(most) {
-			return fmt.Errorf("%d is out of range: want %d to %d", n, least, most)
+			return 0, fmt.Errorf("%d is out of range: want %d to %d", n, least, most)
 		}
-		*to = T(n)
-		return nil
+		return T(n), nil
 	})
 }
 
 // duration takes a time from least to most, such as "250ms".
 func duration(to *time.Duration, least, most time.Duration) setting {
-	return settingOf(to, func(value any) error {
+	return settingOf(to, func(value any) (time.Duration, error) {
 		d, err := parseDuration(value)
-		if err != nil {
-			return err
+		if err == nil && (d < least || d > most) {
+			err = fmt.Errorf("%q is out of range: want %s to %s", humanDuration(d), humanDuration(least), humanDuration(most))
 		}
-		if d < least || d > most {
-			return fmt.Errorf("%q is out of range: want %s to %s", humanDuration(d), humanDuration(least), humanDuration(most))
-		}
-		*to = d
-		return nil
+		return d, err
 	})
 }
 
 // durationOrZero takes a time from least to most, or none.
 func durationOrZero(to *time.Duration, least, most time.Duration) setting {
-	within := duration(to, least, most)
-	return settingOf(to, func(value any) error {
+	return settingOf(to, func(value any) (time.Duration, error) {
 		d, err := parseDuration(value)
-		if err != nil {
-			return err
+		if err == nil && d != 0 && (d < least || d > most) {
+			err = fmt.Errorf("%q is out of range: want %s to %s, or \"0s\"", humanDuration(d), humanDuration(least), humanDuration(most))
 		}
-		if d == 0 {
-			*to = 0
-			return nil
-		}
-		if err := within.set(value); err != nil {
-			return fmt.Errorf("%w, or \"0s\"", err)
-		}
-		return nil
+		return d, err
 	})
 }
 
@@ -228,7 +208,7 @@ func named[T fmt.Stringer](values []T) func(any) (T, error) {
 	}
 }
 
-// wordOf makes a parser of words that stand for themselves, for a list.
+// wordOf makes a parser of words that stand for themselves.
 func wordOf(words []string) func(any) (string, error) {
 	return func(value any) (string, error) {
 		if s, ok := value.(string); ok && slices.Contains(words, s) {
