@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/flatd/flatd/cmd/flatctl/board"
 	"github.com/flatd/flatd/cmd/flatctl/source"
@@ -16,35 +17,24 @@ import (
 )
 
 // completions are what a shell offers as the value of a flag, wherever a command
-// has one of that name; "command flag" prevails.
+// has one of that name; "command flag" prevails. For others it offers nothing, but
+// files where the value is the path of one.
 var completions = map[string]cobra.CompletionFunc{
 	"columns":          several(fixed(append(columnNames(), fieldNames()...)...)),
 	"compare":          completeComparison,
 	"events output":    fixed("table", "line", "json"),
 	"family":           several(fixed(api.Families()...)),
-	"from":             cobra.NoFileCompletions,
 	"group":            fixed(board.Groups()...),
 	"histogram kind":   several(fixed(flows.ExchangeKindNames()...)),
 	"histogram result": several(fixed(answeredNames()...)),
 	"interface":        several(interfaceNames),
-	"interval":         cobra.NoFileCompletions,
 	"kind":             several(fixed(flows.KindNames()...)),
-	"limit":            cobra.NoFileCompletions,
-	"nats":             cobra.NoFileCompletions,
-	"nats-user":        cobra.NoFileCompletions,
 	"output":           fixed("text", "json"),
-	"peer":             cobra.NoFileCompletions,
-	"port":             cobra.NoFileCompletions,
 	"result":           several(fixed(flows.ResultNames()...)),
 	"side":             several(fixed(api.Sides()...)),
-	"since":            cobra.NoFileCompletions,
-	"slower":           cobra.NoFileCompletions,
 	"sort":             fixed(board.Orders()...),
-	"subject":          cobra.NoFileCompletions,
-	"to":               cobra.NoFileCompletions,
 	"top output":       fixed("table", "json"),
 	"unit":             several(unitNames),
-	"window":           cobra.NoFileCompletions,
 }
 
 // completeAll registers what may follow, in a command and all below it.
@@ -53,20 +43,18 @@ func completeAll(c *cobra.Command) {
 	if c.Name() != "check" {
 		c.ValidArgsFunction = cobra.NoFileCompletions
 	}
-	for name, complete := range completions {
-		if command, flag, ok := strings.Cut(name, " "); ok {
-			if command != c.Name() {
-				continue
-			}
-			name = flag
-		} else if completions[c.Name()+" "+name] != nil {
-			continue
+	c.LocalFlags().VisitAll(func(f *pflag.Flag) {
+		complete := completions[c.Name()+" "+f.Name]
+		if complete == nil {
+			complete = completions[f.Name]
 		}
-		if c.LocalFlags().Lookup(name) != nil {
-			// Fails only for a flag that is not there, or is registered twice.
-			_ = c.RegisterFlagCompletionFunc(name, complete)
+		if value, _ := pflag.UnquoteUsage(f); complete == nil && f.NoOptDefVal == "" && value != "file" && value != "path" {
+			complete = cobra.NoFileCompletions
 		}
-	}
+		if complete != nil {
+			_ = c.RegisterFlagCompletionFunc(f.Name, complete) // fails only if done twice
+		}
+	})
 	for _, sub := range c.Commands() {
 		completeAll(sub)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,7 +19,8 @@ func remedies(s *api.Status) (all []string) {
 		}
 	}
 	add(len(s.Interfaces) == 0, "name the interfaces in flatd.toml, such as `interfaces = [\"eth0\"]`, then: systemctl reload flatd")
-	add(failing(s), "why an interface fails: journalctl -u flatd -p warning; it is tried again every 30 s, or leave it out by `exclude`")
+	failing := slices.ContainsFunc(s.Interfaces, func(i api.InterfaceStatus) bool { return i.Error != "" })
+	add(failing, "why an interface fails: journalctl -u flatd -p warning; it is tried again every 30 s, or leave it out by `exclude`")
 	for _, o := range s.Outputs {
 		add(o.Down, "%s; %d events wait in its queue", repairs[o.Name], o.Queued)
 		add(o.Dropped > 0 && !o.Down, "output %s is up, but its queue was too short for a time: raise outputs.%s.queue if that happens again", o.Name, o.Name)
@@ -35,15 +37,6 @@ var repairs = map[string]string{
 	"journald": "systemctl status systemd-journald",
 	"nats":     "is the NATS server up, and may flatd log in? flatctl doctor tries to reach it",
 	"stdout":   "whoever reads flatd's standard output does not",
-}
-
-func failing(s *api.Status) bool {
-	for _, i := range s.Interfaces {
-		if i.Error != "" {
-			return true
-		}
-	}
-	return false
 }
 
 // losses says what is lost and where, "nothing" if nothing is. What is withheld

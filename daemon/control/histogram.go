@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/flatd/flatd/bpf"
 	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/flows"
 )
@@ -27,7 +26,7 @@ func (c *Control) Histograms(q api.HistogramQuery) (api.Histograms, error) {
 		if !q.Match(&part) {
 			continue
 		}
-		durations := flowsHistogram(kernel)
+		durations := flows.Histogram{Sum: kernel.Sum, Buckets: kernel.Buckets} // the buckets are the same
 		total.Merge(&durations)
 		part.Distribution = durations.Distribution()
 		h.Parts = append(h.Parts, part)
@@ -38,11 +37,6 @@ func (c *Control) Histograms(q api.HistogramQuery) (api.Histograms, error) {
 			strings.Compare(a.Family, b.Family), strings.Compare(a.Result, b.Result))
 	})
 	return h, nil
-}
-
-// flowsHistogram takes a histogram as it is: the buckets are the same.
-func flowsHistogram(h *bpf.Histogram) flows.Histogram {
-	return flows.Histogram{Sum: h.Sum, Buckets: h.Buckets}
 }
 
 func (c *Control) serveHistogram(w http.ResponseWriter, r *http.Request) {
