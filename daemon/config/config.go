@@ -167,11 +167,7 @@ func Load(path string) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	r := newConfigReader()
-	for _, f := range files {
-		r.read(f)
-	}
-	r.check()
+	r := parse(files)
 	r.checkSecretFiles()
 	return r.result()
 }

@@ -20,13 +20,15 @@ type File struct {
 // Parse checks files and puts them together on top of the defaults; a key in a
 // later file overrides an earlier one. Unlike Load it opens no file, so it does
 // not know whether credentials can be read.
-func Parse(files ...File) (Config, error) {
+func Parse(files ...File) (Config, error) { return parse(files).result() }
+
+func parse(files []File) *configReader {
 	r := newConfigReader()
 	for _, f := range files {
 		r.read(f)
 	}
 	r.check()
-	return r.result()
+	return r
 }
 
 // place is where a key stands.
@@ -67,7 +69,7 @@ func printable(s string) string {
 // configReader puts a Config together and remembers where each key was set.
 //
 // The files are not decoded into a struct: that ends at the first value of
-// another type, takes Timeout for timeout, and tells no lines. The keys of a
+// another type, takes Timeout for timeout, and gives no lines. The keys of a
 // file are instead looked up one by one in the list that keysOf makes.
 type configReader struct {
 	config   Config
@@ -199,7 +201,7 @@ func (d *document) line(entry toml.Primitive) int {
 	return first
 }
 
-// refusal takes no value. Package toml tells the position of an entry only in
+// refusal takes no value. Package toml gives the position of an entry only in
 // the error about a value that was refused.
 type refusal struct{}
 
