@@ -55,7 +55,7 @@ func New(daemon Daemon, p *pipeline.Pipeline, host *flows.Host, recent *pipeline
 // routes on the control socket, HTTP/1.1 with JSON:
 //
 //	GET  /v1/status      how flatd is (Status)
-//	GET  /v1/events      recent events, JSON lines; ?follow=true goes on, see api.ParseEventsQuery
+//	GET  /v1/events      recent events, JSON lines; ?follow=true continues, see api.ParseEventsQuery
 //	GET  /v1/summary     the events of the latest summary, a JSON array; ?format=text a sentence each
 //	GET  /v1/histogram   the kernel's histograms of durations, see api.HistogramQuery
 //	GET  /v1/interfaces  what is measured, and what is not and why
@@ -64,7 +64,7 @@ func New(daemon Daemon, p *pipeline.Pipeline, host *flows.Host, recent *pipeline
 //	GET  /healthz        200 if everything makes progress, else 503
 //	GET  /metrics        Prometheus
 func (c *Control) routes(entrance *door) http.Handler {
-	mux := http.NewServeMux()
+	mux := c.metricsRoutes()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
 		status, err := c.daemon.Status()
 		answer(w, status, err)
@@ -75,12 +75,11 @@ func (c *Control) routes(entrance *door) http.Handler {
 	mux.HandleFunc("GET /v1/interfaces", func(w http.ResponseWriter, _ *http.Request) { answer(w, c.daemon.Interfaces(), nil) })
 	mux.HandleFunc("GET /v1/config", c.serveConfig)
 	mux.HandleFunc("POST /v1/reload", entrance.rootOnly(c.serveReload))
-	mux.HandleFunc("GET /healthz", c.serveHealth)
-	mux.Handle("GET /metrics", c.metricsHandler())
 	return mux
 }
 
-func (c *Control) metricsRoutes() http.Handler {
+// metricsRoutes are those that sockets for metrics have, too.
+func (c *Control) metricsRoutes() *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", c.serveHealth)
 	mux.Handle("GET /metrics", c.metricsHandler())
@@ -196,12 +195,11 @@ func (c *Control) AppendArray(dst []byte, events []flows.Event) []byte {
 
 // serveEvents writes events as JSON lines.
 func (c *Control) serveEvents(w http.ResponseWriter, r *http.Request) {
+	var q api.EventsQuery
 	values, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		refuse(w, http.StatusBadRequest, err)
-		return
+	if err == nil {
+		q, err = api.ParseEventsQuery(values)
 	}
-	q, err := api.ParseEventsQuery(values)
 	if err != nil {
 		refuse(w, http.StatusBadRequest, err)
 		return

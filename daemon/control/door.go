@@ -40,7 +40,7 @@ var usualLimits = limits{
 type door struct {
 	limits limits
 	log    *slog.Logger
-	turned seldom // away, for want of room
+	turned seldom // away, because there is no room
 	denied seldom // to change anything
 	others seldom // what the HTTP server complains of
 
@@ -54,7 +54,7 @@ type door struct {
 type guest struct {
 	door    *door
 	conn    net.Conn
-	peer    *unix.Ucred // nil if the socket does not tell
+	peer    *unix.Ucred // nil if it is not known
 	arrived uint64
 	served  bool // a request of its is being answered
 }
@@ -97,7 +97,7 @@ func (d *door) enter(ctx context.Context, c net.Conn) context.Context {
 		out := d.choose()
 		out.conn.Close()
 		delete(d.guests, out.conn)
-		d.turned.tell(func(before uint64) {
+		d.turned.log(func(before uint64) {
 			d.log.Warn("too many connections at once; closing those that ask nothing",
 				"limit", d.limits.connections, "user", out.user(), "closed before", before)
 		})
@@ -193,7 +193,7 @@ func (d *door) end(g *guest) {
 
 // Write takes the HTTP server's complaints, which a client may cause at will.
 func (d *door) Write(line []byte) (int, error) {
-	d.others.tell(func(before uint64) {
+	d.others.log(func(before uint64) {
 		d.log.Warn("trouble with a client", "error", strings.TrimSpace(string(line)), "not told before", before)
 	})
 	return len(line), nil
@@ -204,7 +204,7 @@ func (d *door) rootOnly(next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		g := guestOf(r)
 		if g.user() != 0 {
-			d.denied.tell(func(before uint64) {
+			d.denied.log(func(before uint64) {
 				d.log.Warn("refused a change to somebody who is not root", "request", r.Method+" "+r.URL.Path, "user", g.user(), "refused before", before)
 			})
 			refuse(w, http.StatusForbidden, errors.New("only root may do this"))
@@ -247,24 +247,24 @@ func peerOf(c net.Conn) *unix.Ucred {
 	return peer
 }
 
-// seldom tells of what may happen all the time once a minute at most.
+// seldom limits a log line to one per minute.
 type seldom struct {
-	mu     sync.Mutex
-	next   time.Time
-	untold uint64
+	mu      sync.Mutex
+	next    time.Time
+	skipped uint64
 }
 
 const seldomEvery = time.Minute
 
-// tell calls say, with how often it has not been since the last time, or counts.
-func (s *seldom) tell(say func(untold uint64)) {
+// log calls say, with how often it was skipped since the last time, or skips it.
+func (s *seldom) log(say func(skipped uint64)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
 	if now.Before(s.next) {
-		s.untold++
+		s.skipped++
 		return
 	}
-	say(s.untold)
-	s.next, s.untold = now.Add(seldomEvery), 0
+	say(s.skipped)
+	s.next, s.skipped = now.Add(seldomEvery), 0
 }
