@@ -95,6 +95,21 @@ func selectionNames() []string {
 	return names
 }
 
+// conditionsText has conditions as one would type them.
+func conditionsText(given url.Values) string {
+	var words []string
+	for _, name := range selectionNames() {
+		values, ok := given[name]
+		if at, err := time.Parse(time.RFC3339Nano, given.Get(name)); err == nil && name == "since" {
+			values = []string{at.Format(time.RFC3339)}
+		}
+		if ok {
+			words = append(words, name+"="+strings.Join(values, ","))
+		}
+	}
+	return strings.Join(words, " ")
+}
+
 // sourceFlags say which NATS server to read from, how to log in, and what to read.
 type sourceFlags struct {
 	options outputs.NATSOptions // of them the URL and the secrets

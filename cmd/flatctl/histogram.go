@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -186,22 +187,7 @@ func (f *histogramFlags) second(first url.Values) (url.Values, error) {
 }
 
 // nameOf describes a selection as one would type it.
-func nameOf(s url.Values) string {
-	var words []string
-	for _, name := range selectionNames() {
-		values, ok := s[name]
-		if at, err := time.Parse(time.RFC3339Nano, s.Get(name)); err == nil {
-			values = []string{at.Format(time.RFC3339)} // since
-		}
-		if ok {
-			words = append(words, name+"="+strings.Join(values, ","))
-		}
-	}
-	if len(words) == 0 {
-		return "all"
-	}
-	return strings.Join(words, " ")
-}
+func nameOf(s url.Values) string { return cmp.Or(conditionsText(s), "all") }
 
 // measureInterval counts for the interval, and once more if the next is wanted.
 func (f *histogramFlags) measureInterval(ctx context.Context, meters []meter, all []measured, when string, say source.Say) ([]measured, error) {

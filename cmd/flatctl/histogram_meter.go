@@ -43,18 +43,13 @@ func (f *histogramFlags) meter(c *source.Client, from source.Source, s url.Value
 	return m, sourceEvents, nil
 }
 
-// kernelKeeps reports whether the kernel's histograms tell apart what the
+// kernelKeeps reports whether the kernel's histograms distinguish what the
 // selection does.
 func kernelKeeps(s url.Values) bool {
-	for name := range s {
-		if !slices.Contains(api.HistogramQueryNames(), name) {
-			return false
-		}
-	}
 	var q api.HistogramQuery
 	for name, values := range s {
-		if q.Set(name, values) != nil {
-			return false // a response code
+		if !slices.Contains(api.HistogramQueryNames(), name) || q.Set(name, values) != nil { // a response code
+			return false
 		}
 	}
 	// Of DNS only the answer as such is a result there, and REFUSED is one.

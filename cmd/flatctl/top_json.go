@@ -18,8 +18,8 @@ type topDocument struct {
 	Rows     []topRow      `json:"rows"`
 	Others   topCounts     `json:"others"` // of destinations beyond those that have a row
 	Total    topCounts     `json:"total"`
-	// Events that are lost, and exchanges that never became one because flatd is
-	// told to leave them out, in this time.
+	// Events that are lost, and exchanges that never became one because the
+	// configuration leaves them out, in this time.
 	Lost    uint64 `json:"lost"`
 	LeftOut uint64 `json:"left_out"`
 }

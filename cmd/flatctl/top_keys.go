@@ -168,14 +168,3 @@ func parseConditions(typed string) (url.Values, error) {
 	}
 	return conditions(flags)
 }
-
-// conditionsText is the inverse of parseConditions.
-func conditionsText(given url.Values) string {
-	var words []string
-	for _, name := range selectionNames() {
-		if values, ok := given[name]; ok {
-			words = append(words, name+"="+strings.Join(values, ","))
-		}
-	}
-	return strings.Join(words, " ")
-}

@@ -45,7 +45,7 @@ func indexOf(names []string, name string) (int, error) {
 	return i, nil
 }
 
-// Key tells the rows of a group apart. Durations of another kind mean something
+// Key distinguishes the rows of a group. Durations of another kind mean something
 // else, and on the server's side they are this host's part alone; so neither are
 // counted together.
 type Key struct {

@@ -34,21 +34,19 @@ type HostStatus struct {
 	At     time.Time // when the answer came
 }
 
-type socketFleet struct{ client *Client }
-
-// Fleet implements Source.
-func (s *socketSource) Fleet() (Fleet, error) { return &socketFleet{s.client}, nil }
+// Fleet implements Source: the one flatd is all of it.
+func (s *socketSource) Fleet() (Fleet, error) { return s, nil }
 
 // Close implements Fleet.
-func (f *socketFleet) Close() {}
+func (s *socketSource) Close() {}
 
 // Statuses implements Fleet.
-func (f *socketFleet) Statuses(ctx context.Context) ([]HostStatus, error) {
-	var s api.Status
-	if err := f.client.Get(ctx, "/v1/status", &s); err != nil {
+func (s *socketSource) Statuses(ctx context.Context) ([]HostStatus, error) {
+	var one api.Status
+	if err := s.client.Get(ctx, "/v1/status", &one); err != nil {
 		return nil, err
 	}
-	return []HostStatus{{Host: s.Host, Status: s, At: time.Now()}}, nil
+	return []HostStatus{{Host: one.Host, Status: one, At: time.Now()}}, nil
 }
 
 // natsFleet are those that offer the service flatd (ADR-32).

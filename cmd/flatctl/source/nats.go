@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -234,12 +235,9 @@ func (s *natsSource) stream(ctx context.Context, conn *nats.Conn) (jetstream.Str
 
 // covers reports whether one of the patterns has every subject that another has.
 func covers(patterns []string, subject string) bool {
-	for _, p := range patterns {
-		if covered(strings.Split(p, "."), strings.Split(subject, ".")) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(patterns, func(p string) bool {
+		return covered(strings.Split(p, "."), strings.Split(subject, "."))
+	})
 }
 
 func covered(pattern, subject []string) bool {

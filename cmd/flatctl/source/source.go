@@ -5,6 +5,7 @@ package source
 import (
 	"context"
 	"net/url"
+	"sync"
 
 	"github.com/flatd/flatd/flows"
 )
@@ -61,16 +62,14 @@ func (r *Report) parse(text []byte) (err error) {
 // now on will be handed over, or the error for which it cannot be. Ended then gets what
 // Events returns.
 func Follow(ctx context.Context, s Source, r Request, take func(*Report) error) (ended <-chan error, err error) {
-	live, done := make(chan struct{}, 1), make(chan error, 1)
+	live, done := make(chan struct{}), make(chan error, 1)
+	began := sync.OnceFunc(func() { close(live) })
 	callerLive := r.Live
 	r.Follow, r.Live = true, func() {
 		if callerLive != nil {
 			callerLive()
 		}
-		select {
-		case live <- struct{}{}:
-		default: // again
-		}
+		began()
 	}
 	go func() { done <- s.Events(ctx, r, take) }()
 	select {
