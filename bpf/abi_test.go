@@ -253,8 +253,11 @@ func layoutText(t *testing.T) string {
 		}
 	}
 	// These only user space knows.
-	for _, of := range []reflect.Type{reflect.TypeFor[marksPage](), reflect.TypeFor[markValues](), reflect.TypeFor[Marks]()} {
-		line := fmt.Sprintf("%s, %d octets:", of.Name(), of.Size())
+	for _, of := range []struct {
+		name string
+		reflect.Type
+	}{{"marksPage", reflect.TypeFor[marks]()}, {"markValues", reflect.TypeFor[markValues]()}, {"Marks", reflect.TypeFor[Marks]()}} {
+		line := fmt.Sprintf("%s, %d octets:", of.name, of.Size())
 		for i := range of.NumField() {
 			f := of.Field(i)
 			line += fmt.Sprintf(" %s@%d", f.Name, f.Offset)

@@ -16,11 +16,10 @@ import (
 // before ours do on the same hook: each can swallow them, so that they are not
 // measured. The words are for people and say how to find the program. What runs
 // before the hooks are reached, such as XDP, is not among them.
-func (s *State) Ahead(index int) (ahead []string, err error) {
-	a := &s.attacher
+func (a *Attacher) Ahead(index int) (ahead []string, err error) {
 	for _, d := range directions {
 		var found []string
-		switch s.Mode(index) {
+		switch a.Mode(index) {
 		case TCX:
 			found, err = a.aheadOfLink(index, d)
 		case Clsact:
@@ -37,7 +36,7 @@ func (s *State) Ahead(index int) (ahead []string, err error) {
 }
 
 // aheadOfLink tells of the programs that stand before ours in the tcx chain.
-func (a *attacher) aheadOfLink(index int, d direction) (ahead []string, err error) {
+func (a *Attacher) aheadOfLink(index int, d direction) (ahead []string, err error) {
 	l, err := link.LoadPinnedLink(a.linkPath(index, d), nil)
 	if err != nil {
 		return nil, err
@@ -76,7 +75,7 @@ func isFlatd(p link.AttachedProgram) bool {
 
 // aheadOfFilter tells of the filters that stand before ours, and of the tcx
 // programs, which the kernel runs before any filter.
-func (a *attacher) aheadOfFilter(index int, d direction) (ahead []string, err error) {
+func (a *Attacher) aheadOfFilter(index int, d direction) (ahead []string, err error) {
 	chain, err := tcxChain(index, d)
 	if err != nil {
 		return nil, err

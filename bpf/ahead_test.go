@@ -17,7 +17,7 @@ func (v *veth) wantAhead(want ...string) {
 	index := v.device().Index
 	var got []string
 	var err error
-	v.client.Do(func() { got, err = v.Ahead(index) })
+	v.client.Do(func() { got, err = v.Attacher.Ahead(index) })
 	if err != nil || !slices.Equal(got, want) {
 		v.t.Errorf("ahead %q, error %v; want %q", got, err, want)
 	}
@@ -65,10 +65,10 @@ func TestFiltersAheadOfOurs(t *testing.T) {
 	v.wantAhead()
 
 	other := openState(t, testbed.BPFFS(t))
-	other.SetMode(Clsact)
+	other.Attacher.SetMode(Clsact)
 	device := v.device()
 	var err error
-	v.client.Do(func() { _, err = other.Attach(device) })
+	v.client.Do(func() { _, err = other.Attacher.Attach(device) })
 	if err != nil {
 		t.Fatal(err)
 	}

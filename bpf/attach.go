@@ -3,9 +3,10 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
-	"sort"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -52,48 +53,46 @@ const (
 
 var directions = []direction{ingress, egress}
 
-// attacher knows what is attached where. What it finds in the kernel counts,
-// not what it remembers.
-type attacher struct {
-	mode     Mode
-	links    string // the directory of pinned tcx links
-	clsact   clsact
-	programs *kernelPrograms
-	shared   *shared
-	blind    *blindness
-	auto     Mode // see chooseMode
+// Attacher attaches the programs to interfaces. What it finds in the kernel counts, not
+// what it remembers. It is for one goroutine, but that any may call Mode and Attachments.
+// It shares the words with the programs, and when flatd was blind with the OpenRequests.
+type Attacher struct {
+	state  *State
+	mode   Mode
+	links  string // the directory of pinned tcx links
+	clsact clsact
+	auto   Mode // see chooseMode
 
 	mu       sync.Mutex
 	attached map[int]Attachment
 }
 
-func (a *attacher) program(iface Interface, d direction) *ebpf.Program {
+func (a *Attacher) program(iface Interface, d direction) *ebpf.Program {
 	switch {
 	case d == ingress && iface.L3:
-		return a.programs.FlatIngressL3
+		return a.state.programs.FlatIngressL3
 	case d == ingress:
-		return a.programs.FlatIngress
+		return a.state.programs.FlatIngress
 	case iface.L3:
-		return a.programs.FlatEgressL3
+		return a.state.programs.FlatEgressL3
 	}
-	return a.programs.FlatEgress
+	return a.state.programs.FlatEgress
 }
 
 // SetMode changes how interfaces are attached from now on.
-func (s *State) SetMode(m Mode) { s.attacher.mode = m }
+func (a *Attacher) SetMode(m Mode) { a.mode = m }
 
 // Attach makes sure that this state's programs, and no older ones of flatd's,
 // see each packet of the interface once. It may be called at any time again;
 // changed says whether it had to do anything. Meanwhile no request of that interface
 // is begun: with programs in one direction alone its answer would not be seen.
-func (s *State) Attach(iface Interface) (changed bool, err error) {
+func (a *Attacher) Attach(iface Interface) (changed bool, err error) {
 	if iface.L3 {
-		if err := s.needL3(); err != nil {
+		if err := a.state.needL3(); err != nil {
 			return false, fmt.Errorf("attach %s: %w", iface.Name, err)
 		}
 	}
-	a := &s.attacher
-	defer a.shared.setAttaching(0)
+	defer a.state.shared.setAttaching(0)
 	mode, err := a.chooseMode()
 	if err != nil {
 		return false, fmt.Errorf("attach %s by %s: %w", iface.Name, a.mode, err)
@@ -115,16 +114,13 @@ func (s *State) Attach(iface Interface) (changed bool, err error) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.attached == nil {
-		a.attached = make(map[int]Attachment)
-	}
 	a.attached[iface.Index] = Attachment{Interface: iface, Mode: mode}
 	return changed, err
 }
 
 // dropHalf detaches an interface that has programs in one direction alone:
 // there every request would seem to time out.
-func (a *attacher) dropHalf(index int, mode Mode) error {
+func (a *Attacher) dropHalf(index int, mode Mode) error {
 	attached := 0
 	for _, d := range directions {
 		if mode == Clsact {
@@ -151,14 +147,13 @@ func (a *attacher) dropHalf(index int, mode Mode) error {
 
 // SetTranslating says between which interfaces' hooks addresses are translated: by
 // index, in place of those named before.
-func (s *State) SetTranslating(indexes []int) { s.shared.setTranslating(indexes) }
+func (a *Attacher) SetTranslating(indexes []int) { a.state.shared.setTranslating(indexes) }
 
 // Detach removes flatd's programs from an interface, which may be gone.
-func (s *State) Detach(index int) error {
-	a := &s.attacher
-	a.shared.setAttaching(index)
-	defer a.shared.setAttaching(0)
-	defer func() { a.blind.interfaceUntil(index, BootTime()) }()
+func (a *Attacher) Detach(index int) error {
+	a.state.shared.setAttaching(index)
+	defer a.state.shared.setAttaching(0)
+	defer func() { a.state.Requests.blind.interfaceUntil(index, BootTime()) }()
 	a.mu.Lock()
 	delete(a.attached, index)
 	a.mu.Unlock()
@@ -169,55 +164,47 @@ func (s *State) Detach(index int) error {
 }
 
 // Mode is how the interface is attached, "" if it is not.
-func (s *State) Mode(index int) Mode {
-	s.attacher.mu.Lock()
-	defer s.attacher.mu.Unlock()
-	return s.attacher.attached[index].Mode
+func (a *Attacher) Mode(index int) Mode {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.attached[index].Mode
 }
 
 // Attachments lists the measured interfaces by index.
-func (s *State) Attachments() []Attachment {
-	a := &s.attacher
+func (a *Attacher) Attachments() []Attachment {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	all := make([]Attachment, 0, len(a.attached))
-	for _, at := range a.attached {
-		all = append(all, at)
-	}
-	sort.Slice(all, func(i, j int) bool { return all[i].Index < all[j].Index })
-	return all
+	return slices.SortedFunc(maps.Values(a.attached), func(x, y Attachment) int { return x.Index - y.Index })
 }
 
 // Leftovers lists the indexes of interfaces that have, or had, programs of an
 // earlier daemon with this pin path.
-func (s *State) Leftovers() ([]int, error) {
-	indexes := make(map[int]bool)
-	pins, err := os.ReadDir(s.attacher.links)
+func (a *Attacher) Leftovers() ([]int, error) {
+	pins, err := os.ReadDir(a.links)
 	if err != nil {
 		return nil, fmt.Errorf("list pinned links: %w", err)
+	}
+	indexes, err := a.clsact.interfaces()
+	if err != nil {
+		return nil, err
 	}
 	for _, pin := range pins {
 		name, _, _ := strings.Cut(pin.Name(), "-")
 		if index, err := strconv.Atoi(name); err == nil {
-			indexes[index] = true
+			indexes = append(indexes, index)
 		}
 	}
-	filtered, err := s.attacher.clsact.interfaces()
-	if err != nil {
-		return nil, err
-	}
-	for _, index := range filtered {
-		indexes[index] = true
-	}
-	list := make([]int, 0, len(indexes))
-	for index := range indexes {
-		list = append(list, index)
-	}
-	sort.Ints(list)
-	return list, nil
+	slices.Sort(indexes)
+	return slices.Compact(indexes), nil
 }
 
-func (a *attacher) linkPath(index int, d direction) string {
+// attachedAnywhere reports whether our programs have been attached before this start.
+func (a *Attacher) attachedAnywhere() bool {
+	indexes, err := a.Leftovers()
+	return err == nil && len(indexes) > 0
+}
+
+func (a *Attacher) linkPath(index int, d direction) string {
 	return filepath.Join(a.links, linkName(index, d))
 }
 
@@ -225,7 +212,7 @@ func linkName(index int, d direction) string { return fmt.Sprintf("%d-%s", index
 
 // attachTCX puts the programs at the head of the interface's tcx chains, by
 // links that are pinned.
-func (a *attacher) attachTCX(iface Interface) (changed bool, err error) {
+func (a *Attacher) attachTCX(iface Interface) (changed bool, err error) {
 	for _, d := range directions {
 		did, err := a.linkTCX(iface, d)
 		if err != nil {
@@ -236,7 +223,7 @@ func (a *attacher) attachTCX(iface Interface) (changed bool, err error) {
 	return changed, nil
 }
 
-func (a *attacher) linkTCX(iface Interface, d direction) (changed bool, err error) {
+func (a *Attacher) linkTCX(iface Interface, d direction) (changed bool, err error) {
 	program := a.program(iface, d)
 	path := a.linkPath(iface.Index, d)
 	if l, err := link.LoadPinnedLink(path, nil); err == nil {
@@ -264,7 +251,7 @@ func (a *attacher) linkTCX(iface Interface, d direction) (changed bool, err erro
 	if d == egress {
 		attach = ebpf.AttachTCXEgress
 	}
-	a.shared.setAttaching(iface.Index)
+	a.state.shared.setAttaching(iface.Index)
 	l, err := link.AttachTCX(link.TCXOptions{Interface: iface.Index, Program: program, Attach: attach, Anchor: link.Head()})
 	if err != nil {
 		return false, explain(fmt.Errorf("attach to %s: %w", d, err))
@@ -273,7 +260,7 @@ func (a *attacher) linkTCX(iface Interface, d direction) (changed bool, err erro
 	if err := l.Pin(path); err != nil {
 		return false, fmt.Errorf("pin the link: %w", err)
 	}
-	a.blind.interfaceUntil(iface.Index, BootTime())
+	a.state.Requests.blind.interfaceUntil(iface.Index, BootTime())
 	return true, nil
 }
 
@@ -318,7 +305,7 @@ func sameProgram(p *ebpf.Program, id ebpf.ProgramID) bool {
 }
 
 // detachTCX removes our links.
-func (a *attacher) detachTCX(index int) error {
+func (a *Attacher) detachTCX(index int) error {
 	var errs []error
 	for _, d := range directions {
 		if err := unpin(a.linkPath(index, d)); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -343,7 +330,7 @@ func unpin(path string) error {
 
 // chooseMode is how to attach: the mode that is set, or what Auto comes to on this kernel.
 // To find out by an attempt would pause an interface that has its programs.
-func (a *attacher) chooseMode() (Mode, error) {
+func (a *Attacher) chooseMode() (Mode, error) {
 	if a.mode == Clsact {
 		return Clsact, nil
 	}

@@ -28,7 +28,7 @@ func clsactParent(d direction) uint32 {
 
 // attachClsact adds our filters to the interface's clsact qdisc, and that
 // qdisc if there is none.
-func (a *attacher) attachClsact(iface Interface) (changed bool, err error) {
+func (a *Attacher) attachClsact(iface Interface) (changed bool, err error) {
 	qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
 		LinkIndex: iface.Index,
 		Handle:    netlink.MakeHandle(0xffff, 0),
@@ -59,14 +59,14 @@ func (a *attacher) attachClsact(iface Interface) (changed bool, err error) {
 			DirectAction: true,
 		}
 		if current == nil {
-			a.shared.setAttaching(iface.Index)
+			a.state.shared.setAttaching(iface.Index)
 		}
 		if err := netlink.FilterReplace(filter); err != nil {
 			return changed, explain(fmt.Errorf("add the %s filter: %w", d, err))
 		}
 		changed = true
 		if current == nil {
-			a.blind.interfaceUntil(iface.Index, BootTime())
+			a.state.Requests.blind.interfaceUntil(iface.Index, BootTime())
 		}
 	}
 	return changed, nil

@@ -31,8 +31,8 @@ func newVeth(t *testing.T, mode Mode) *veth {
 	client, peer := testbed.Pair(t)
 	v := &veth{t: t, path: testbed.BPFFS(t), client: client, peer: peer}
 	v.State = openState(t, v.path)
-	v.SetMode(mode)
-	r, err := v.Reader()
+	v.Attacher.SetMode(mode)
+	r, err := v.Requests.Reader()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,14 +89,14 @@ func (v *veth) attach() bool {
 func (v *veth) tryAttach() (changed bool, err error) {
 	v.t.Helper()
 	device := v.device()
-	v.client.Do(func() { changed, err = v.Attach(device) })
+	v.client.Do(func() { changed, err = v.Attacher.Attach(device) })
 	return changed, err
 }
 
 func (v *veth) detach(index int) {
 	v.t.Helper()
 	var err error
-	v.client.Do(func() { err = v.Detach(index) })
+	v.client.Do(func() { err = v.Attacher.Detach(index) })
 	if err != nil {
 		v.t.Fatal(err)
 	}
@@ -214,7 +214,7 @@ func TestAttachTwiceMeasuresOnce(t *testing.T) {
 			v.want(0, 2)
 		}
 		device := v.device()
-		if got, want := v.Attachments(), []Attachment{{device, v.mode()}}; !reflect.DeepEqual(got, want) {
+		if got, want := v.Attacher.Attachments(), []Attachment{{device, v.mode()}}; !reflect.DeepEqual(got, want) {
 			v.t.Errorf("attachments %+v, want %+v", got, want)
 		}
 		v.measures(device.Index)
@@ -223,13 +223,13 @@ func TestAttachTwiceMeasuresOnce(t *testing.T) {
 		v.detach(device.Index)
 		v.want(0, 0)
 		v.measuresNothing()
-		if got := v.Attachments(); len(got) != 0 {
+		if got := v.Attacher.Attachments(); len(got) != 0 {
 			v.t.Errorf("attachments after Detach: %+v", got)
 		}
 	})
 }
 
-func (v *veth) mode() Mode { return v.attacher.mode }
+func (v *veth) mode() Mode { return v.Attacher.mode }
 
 func TestAutoTakesTCXWhereItIs(t *testing.T) {
 	v := newVeth(t, Auto)
@@ -267,7 +267,7 @@ func TestOtherModeIsTakenOver(t *testing.T) {
 		mode        Mode
 		tcx, clsact int
 	}{{TCX, 2, 0}, {Clsact, 0, 2}, {TCX, 2, 0}} {
-		v.SetMode(step.mode)
+		v.Attacher.SetMode(step.mode)
 		v.attach()
 		v.want(step.tcx, step.clsact)
 		v.measures(v.device().Index)
@@ -320,7 +320,7 @@ func TestInterfaceIsRecreated(t *testing.T) {
 func (v *veth) leftovers() (indexes []int) {
 	v.t.Helper()
 	var err error
-	v.client.Do(func() { indexes, err = v.Leftovers() })
+	v.client.Do(func() { indexes, err = v.Attacher.Leftovers() })
 	if err != nil {
 		v.t.Fatal(err)
 	}
@@ -427,8 +427,8 @@ func TestAFilterInOurPlaceIsNotReplaced(t *testing.T) {
 		d    direction
 		add  func(v *veth)
 	}{
-		{"handle, ingress", ingress, func(v *veth) { v.foreign("ingress", "prio", prio, "handle", fmt.Sprint(v.attacher.clsact.handle)) }},
-		{"handle, egress", egress, func(v *veth) { v.foreign("egress", "prio", prio, "handle", fmt.Sprint(v.attacher.clsact.handle)) }},
+		{"handle, ingress", ingress, func(v *veth) { v.foreign("ingress", "prio", prio, "handle", fmt.Sprint(v.Attacher.clsact.handle)) }},
+		{"handle, egress", egress, func(v *veth) { v.foreign("egress", "prio", prio, "handle", fmt.Sprint(v.Attacher.clsact.handle)) }},
 		{"kind", egress, func(v *veth) {
 			testbed.Run(v.t, "tc", "-n", v.client.Name, "filter", "add", "dev", "eth0", "egress", "prio", prio, "u32", "match", "u32", "0", "0")
 		}},
@@ -452,7 +452,7 @@ func TestAFilterInOurPlaceIsNotReplaced(t *testing.T) {
 			if after := v.filters(); after != before {
 				t.Errorf("after the failed Attach:\n%s\nbefore:\n%s", after, before)
 			}
-			if got := v.Attachments(); len(got) != 0 {
+			if got := v.Attacher.Attachments(); len(got) != 0 {
 				t.Errorf("attachments %+v", got)
 			}
 		})
@@ -465,8 +465,8 @@ func TestAModeThatFailsLeavesTheOtherAtWork(t *testing.T) {
 	v := newVeth(t, TCX)
 	v.attach()
 	v.clsact()
-	v.foreign("egress", "prio", fmt.Sprint(clsactPriority), "handle", fmt.Sprint(v.attacher.clsact.handle))
-	v.SetMode(Clsact)
+	v.foreign("egress", "prio", fmt.Sprint(clsactPriority), "handle", fmt.Sprint(v.Attacher.clsact.handle))
+	v.Attacher.SetMode(Clsact)
 	if _, err := v.tryAttach(); err == nil {
 		t.Fatal("attached in the place of somebody else's filter")
 	}
@@ -489,7 +489,7 @@ func TestAFilterThatVanishedIsPutBack(t *testing.T) {
 func TestAttachWhereThereIsNoInterface(t *testing.T) {
 	eachMode(t, func(v *veth) {
 		var err error
-		v.client.Do(func() { _, err = v.Attach(Interface{Index: 4711, Name: "gone0"}) })
+		v.client.Do(func() { _, err = v.Attacher.Attach(Interface{Index: 4711, Name: "gone0"}) })
 		if err == nil || !strings.Contains(err.Error(), "gone0") {
 			v.t.Errorf("error %v does not name the interface", err)
 		}

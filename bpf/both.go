@@ -15,25 +15,27 @@ const seenOurs = 1 << 63
 
 // IsOurs reports whether a record of the ring of p is of a request that our programs
 // report themselves: both have begun it.
-func (s *State) IsOurs(p *Previous, record []byte) bool {
-	var theirs uint64
-	if p.shared != nil {
-		theirs = atomic.LoadUint64(&p.shared.BothNs)
+func (p *Previous) IsOurs(record []byte) bool {
+	if p.two != nil && p.two.isAnswer(record) {
+		return true
 	}
-	return p.two != nil && p.two.isAnswer(s, record) ||
-		isFromBefore(record, theirs, s.shared) && began(record, s.shared, s.maps.FlatSeen)
+	var theirs uint64
+	if p.open.shared != nil {
+		theirs = atomic.LoadUint64(&p.open.shared.BothNs)
+	}
+	return isFromBefore(record, theirs, p.ours.shared) && began(record, p.ours.shared, p.ours.maps.FlatSeen)
 }
 
 // IsTheirs reports whether a record of our ring is of a request that the programs of p
 // report themselves, from when p took over from us.
-func (s *State) IsTheirs(p *Previous, record []byte) bool {
+func (p *Previous) IsTheirs(record []byte) bool {
 	if p.two != nil {
-		return p.two.isFrom(s, record)
+		return p.two.isFrom(record)
 	}
-	if p.shared == nil || p.maps.FlatSeen == nil {
+	if p.open.shared == nil || p.maps.FlatSeen == nil {
 		return false
 	}
-	return isFromBefore(record, atomic.LoadUint64(&s.shared.BothNs), p.shared) && began(record, p.shared, p.maps.FlatSeen)
+	return isFromBefore(record, atomic.LoadUint64(&p.ours.shared.BothNs), p.open.shared) && began(record, p.open.shared, p.maps.FlatSeen)
 }
 
 // isFromBefore reports whether others, with these words, took over from the programs of a

@@ -62,18 +62,18 @@ func useThreeCapabilities(t *testing.T, path string) {
 
 	k := session(t, path).started(StartFresh)
 	for _, mode := range []Mode{Auto, Clsact} {
-		k.SetMode(mode)
-		if _, err := k.Attach(device); err != nil {
+		k.Attacher.SetMode(mode)
+		if _, err := k.Attacher.Attach(device); err != nil {
 			t.Fatal(err)
 		}
-		if ahead, err := k.Ahead(device.Index); err != nil || len(ahead) != 0 {
+		if ahead, err := k.Attacher.Ahead(device.Index); err != nil || len(ahead) != 0 {
 			t.Errorf("ahead by %s: %q, error %v", mode, ahead, err)
 		}
 	}
 	if err := k.Apply(Settings{Remote: Nets{Exclude: prefixes("203.0.113.0/24")}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := k.Sweep(BootTime(), 1); err != nil {
+	if _, err := k.Requests.Sweep(BootTime(), 1); err != nil {
 		t.Fatal(err)
 	}
 	k.out(flow4.syn(t, 1))
@@ -90,8 +90,8 @@ func useThreeCapabilities(t *testing.T, path string) {
 	k.leave()
 
 	k = session(t, path).started(StartAdopt)
-	k.SetMode(Clsact)
-	if changed, err := k.Attach(device); err != nil || changed {
+	k.Attacher.SetMode(Clsact)
+	if changed, err := k.Attacher.Attach(device); err != nil || changed {
 		t.Errorf("Attach after a restart: changed %v, error %v", changed, err)
 	}
 	k.leave()

@@ -99,7 +99,7 @@ func (s *State) Counters() (Counters, error) {
 	var sums Counters
 	for i := range sums {
 		var err error
-		if sums[i], err = s.sum(Counter(i)); err != nil {
+		if sums[i], err = s.Count(Counter(i)); err != nil {
 			return sums, err
 		}
 	}
@@ -107,11 +107,9 @@ func (s *State) Counters() (Counters, error) {
 }
 
 // Count reads one counter.
-func (s *State) Count(c Counter) (uint64, error) { return s.sum(c) }
+func (s *State) Count(c Counter) (uint64, error) { return sumOf(s.maps.FlatCounters, c) }
 
-// sum is what all CPUs have counted.
-func (s *State) sum(c Counter) (uint64, error) { return sumOf(s.maps.FlatCounters, c) }
-
+// sumOf is what all CPUs have counted.
 func sumOf(counters *ebpf.Map, c Counter) (sum uint64, err error) {
 	var perCPU []uint64
 	if err := counters.Lookup(uint32(c), &perCPU); err != nil {

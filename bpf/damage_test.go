@@ -118,8 +118,8 @@ func TestLinksOfAVanishedInterface(t *testing.T) {
 	testbed.Run(t, "ip", "-n", v.client.Name, "link", "delete", "eth0")
 
 	v.State = openState(t, v.path)
-	v.SetMode(TCX)
-	left, err := v.Leftovers()
+	v.Attacher.SetMode(TCX)
+	left, err := v.Attacher.Leftovers()
 	if err != nil || !slices.Equal(left, []int{index}) {
 		t.Errorf("left over %v, %v; want %d", left, err, index)
 	}
@@ -180,7 +180,7 @@ func TestARemountedFileSystemIsNamed(t *testing.T) {
 	v.reader.Close()
 	v.Close()
 	v.State = openState(t, v.path)
-	v.SetMode(TCX)
+	v.Attacher.SetMode(TCX)
 	if v.Start != StartFresh || !v.attach() {
 		t.Errorf("start %q after the remount, want fresh", v.Start)
 	}
@@ -213,7 +213,7 @@ func TestPreviousStateWithoutARingIsRemoved(t *testing.T) {
 			t.Errorf("%s is left: %v", dir, err)
 		}
 	}
-	if k.TakingOver() {
+	if k.shared.phase() != phaseAlone {
 		t.Error("takes over from nobody")
 	}
 	k.handshake(1)

@@ -22,7 +22,7 @@ import (
 type kernel struct {
 	*State
 	t          testing.TB
-	mapped     map[*ebpf.Map][]byte
+	words      map[*ebpf.Map][]uint64 // of arrays: mapping them takes longer than most tests
 	reader     *Reader
 	deliver    func(in bool, frame []byte)
 	lastCounts Counters // when counted last looked
@@ -62,19 +62,20 @@ func needObject(t *testing.T, o object) {
 
 func kernelOf(t testing.TB, s *State) *kernel {
 	t.Helper()
-	r, err := s.Reader()
+	r, err := s.Requests.Reader()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { r.Close() })
-	k := &kernel{t: t, State: s, reader: r, mapped: make(map[*ebpf.Map][]byte)}
+	k := &kernel{t: t, State: s, reader: r, words: make(map[*ebpf.Map][]uint64)}
+	var mapped memory
+	t.Cleanup(func() { mapped.close() })
 	for _, m := range []*ebpf.Map{s.maps.FlatFlows, s.maps.FlatAttempts} {
-		memory, err := mapMemory(m)
+		p, err := mapped.of(m)
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { unmap(memory) })
-		k.mapped[m] = memory
+		k.words[m] = unsafe.Slice((*uint64)(p), m.MaxEntries()*m.ValueSize()/8)
 	}
 	return k
 }
@@ -190,8 +191,8 @@ func (k *kernel) run(p *ebpf.Program, frame []byte) {
 // clear forgets all that is known of requests and flows.
 func (k *kernel) clear() {
 	k.t.Helper()
-	for i := range k.requests.slots.all {
-		slot := &k.requests.slots.all[i]
+	for i := range k.Requests.slots {
+		slot := &k.Requests.slots[i]
 		if tag := slot.tag(); tag != 0 && tag != tagOfNobody {
 			k.cleared++
 			slot.Request = kernelFlatRequest{}
@@ -199,7 +200,7 @@ func (k *kernel) clear() {
 		}
 		slot.Word &^= 1<<tagShift - 1
 	}
-	for _, m := range []*ebpf.Map{k.requests.ours, k.requests.theirs} {
+	for _, m := range []*ebpf.Map{k.Requests.ours, k.Requests.theirs} {
 		k.cleared += k.empty(m)
 	}
 	hints := make([]kernelFlatHint, k.maps.FlatHints.MaxEntries())
@@ -217,7 +218,7 @@ func (k *kernel) forgetEnded() {
 		k.empty(m)
 	}
 	k.flows(func(words []uint64) { clear(words) })
-	k.words(k.maps.FlatAttempts, func(words []uint64) { clear(words) })
+	clear(k.words[k.maps.FlatAttempts])
 }
 
 // empty removes the elements of a map and returns how many there were.
@@ -247,7 +248,7 @@ func upTo(n int) []uint32 {
 // openRequests lists the requests that are open.
 func (k *kernel) openRequests() (all []openRequest) {
 	k.t.Helper()
-	err := k.requests.each(func(side uint8, hash uint64, r *kernelFlatRequest) error {
+	err := k.Requests.each(func(side uint8, hash uint64, r *kernelFlatRequest) error {
 		all = append(all, openRequest{side, hash, *r})
 		return nil
 	})
@@ -257,7 +258,7 @@ func (k *kernel) openRequests() (all []openRequest) {
 	return all
 }
 
-// openRequest is one that openTable.each has visited.
+// openRequest is one that OpenRequests.each has visited.
 type openRequest struct {
 	side uint8
 	hash uint64
@@ -272,15 +273,7 @@ func (r *openRequest) overdue(limit time.Duration) *kernelFlatOverdue {
 // flows calls use with the words of all UDP flows, in the kernel's memory.
 func (k *kernel) flows(use func(words []uint64)) {
 	k.t.Helper()
-	k.words(k.maps.FlatFlows, use)
-}
-
-// words calls use with the words of an array. It stays mapped: that takes longer than
-// most tests.
-func (k *kernel) words(m *ebpf.Map, use func(words []uint64)) {
-	k.t.Helper()
-	memory := k.mapped[m]
-	use(unsafe.Slice((*uint64)(unsafe.Pointer(&memory[0])), len(memory)/8))
+	use(k.words[k.maps.FlatFlows])
 }
 
 // flowTime is the time in the word of a flow.
@@ -312,8 +305,8 @@ func (s *kernelFlatSlot) holds(r openRequest) bool { return s != nil && s.tag() 
 
 // crowdSlots leaves no slot free, but for each of the given number; 0: none at all.
 func (k *kernel) crowdSlots(but int) {
-	for i := range k.requests.slots.all {
-		if s := &k.requests.slots.all[i]; s.tag() == 0 && (but == 0 || i%but != 0) {
+	for i := range k.Requests.slots {
+		if s := &k.Requests.slots[i]; s.tag() == 0 && (but == 0 || i%but != 0) {
 			s.Word |= tagOfNobody << tagShift
 		}
 	}
@@ -428,8 +421,8 @@ func (k *kernel) leaksNothing() {
 		}
 		hinted += bits.OnesCount8(r.Traits &^ requestOverflow)
 	}
-	for i := range k.requests.slots.all {
-		others += k.requests.slots.all[i].others()
+	for i := range k.Requests.slots {
+		others += k.Requests.slots[i].others()
 	}
 	if k.Object == objectFlat.name && inMaps != others {
 		k.t.Errorf("%d requests are in the hash maps, the slots know of %d", inMaps, others)
@@ -454,12 +447,12 @@ func (k *kernel) slotOf(side uint8, hash uint64) *kernelFlatSlot {
 	if k.Object != objectFlat.name {
 		return nil
 	}
-	each := uint64(len(k.requests.slots.all) / 2)
+	each := uint64(len(k.Requests.slots) / 2)
 	i := hash % each
 	if side == SideServer {
 		i += each
 	}
-	return &k.requests.slots.all[i]
+	return &k.Requests.slots[i]
 }
 
 func TestEveryCounterHasAName(t *testing.T) {

@@ -142,11 +142,11 @@ func TestDevicesWithoutLinkHeader(t *testing.T) {
 		t.Run(string(mode), func(t *testing.T) {
 			n := newTunnel(t)
 			k := session(t, testbed.BPFFS(t))
-			k.SetMode(mode)
+			k.Attacher.SetMode(mode)
 			var err error
 			var listener net.Listener
 			n.Do(func() {
-				if _, err = k.Attach(n.device); err == nil {
+				if _, err = k.Attacher.Attach(n.device); err == nil {
 					listener, err = net.Listen("tcp", ":443")
 				}
 			})

@@ -18,13 +18,14 @@ import (
 // look, and that its timeouts were found by user space, which kept them in a map, the
 // ledger, until every output had them. This file goes when nobody upgrades from it.
 type layout2 struct {
+	state                             *State // ours, whose programs take over
 	ours, theirs, questions, settings *ebpf.Map
 	counters                          *ebpf.Map // those of Previous
 
 	claim  *ebpf.Program
 	seats  []seat2
-	memory [][]byte // of seats and ledger
 	ledger *ledger2
+	mapped memory                                     // of seats and ledger
 	buffer [unsafe.Sizeof(kernelFlatDnsRecord{})]byte // of record
 	last   uint64                                     // the number of the timeout that was reported last
 	first  bool                                       // what an earlier daemon claimed has been reported
@@ -98,9 +99,7 @@ const (
 )
 
 type ledger2 struct {
-	active   uint32
-	_        uint32
-	books    [2]books2
+	twoCopies[books2]
 	intent   claimed2
 	timeouts [timeoutsMax2]claimed2
 }
@@ -126,20 +125,19 @@ func openLayout2(p *Previous) *layout2 {
 		questions: p.take("flat_questions", ebpf.LRUHash, key, uint32(unsafe.Sizeof(question2{}))),
 		settings:  p.take("flat_settings", ebpf.Array, 4, uint32(unsafe.Sizeof(kernelFlatOptions2{}))),
 		counters:  p.maps.FlatCounters,
+		state:     p.ours,
 	}
 	l.claim, _ = ebpf.LoadPinnedProgram(filepath.Join(p.dir, "flat_claim"), nil)
 	if m := p.take("flat_seats", ebpf.Array, 4, uint32(unsafe.Sizeof(seat2{}))); m != nil {
 		defer m.Close()
-		if memory, err := mapMemory(m); err == nil {
-			l.memory = append(l.memory, memory)
-			l.seats = unsafe.Slice((*seat2)(unsafe.Pointer(&memory[0])), m.MaxEntries())
+		if seats, err := l.mapped.of(m); err == nil {
+			l.seats = unsafe.Slice((*seat2)(seats), m.MaxEntries())
 		}
 	}
 	if m := p.take("flat_ledger", ebpf.Array, 4, uint32(unsafe.Sizeof(ledger2{}))); m != nil {
 		defer m.Close()
-		if memory, err := mapMemory(m); err == nil {
-			l.memory = append(l.memory, memory)
-			l.ledger = (*ledger2)(unsafe.Pointer(&memory[0]))
+		if ledger, err := l.mapped.of(m); err == nil {
+			l.ledger = (*ledger2)(ledger)
 		}
 	}
 	if l.canSweep() {
@@ -153,38 +151,22 @@ func (l *layout2) canSweep() bool {
 }
 
 func (l *layout2) close() error {
-	var errs []error
-	for _, m := range []*ebpf.Map{l.ours, l.theirs, l.questions, l.settings} {
-		if m != nil {
-			errs = append(errs, m.Close())
-		}
-	}
-	if l.claim != nil {
-		errs = append(errs, l.claim.Close())
-	}
-	for _, memory := range l.memory {
-		errs = append(errs, unmap(memory))
-	}
-	l.memory, l.seats, l.ledger = nil, nil, nil
-	return errors.Join(errs...)
+	l.seats, l.ledger = nil, nil
+	return errors.Join(l.ours.Close(), l.theirs.Close(), l.questions.Close(), l.settings.Close(), l.claim.Close(), l.mapped.close())
 }
 
 // sequenceOfLayout2 opens the map in which layout 2 counts its records, if there is one:
 // a handle without its pin.
 func sequenceOfLayout2(root string) (*ebpf.Map, error) {
-	path := filepath.Join(layout{abi: 2}.dir(root), kernelMapFlatSequence)
-	id, err := pinnedID(path)
+	m, err := ebpf.LoadPinnedMap(filepath.Join(layout{abi: 2}.dir(root), kernelMapFlatSequence), nil)
 	if err != nil {
 		return nil, nil // none
 	}
-	m, err := ebpf.NewMapFromID(id)
-	if err != nil {
-		return nil, fmt.Errorf("open the sequence of layout 2: %w", err)
-	}
+	defer m.Close()
 	if m.Type() != ebpf.Array || m.ValueSize() != uint32(unsafe.Sizeof(kernelFlatNumbering{})) {
-		return nil, m.Close()
+		return nil, nil
 	}
-	return m, nil
+	return m.Clone()
 }
 
 // beginNothing has the filter of the programs leave out requests of every kind. What was
@@ -211,15 +193,12 @@ func (l *layout2) options() (o kernelFlatOptions2, err error) {
 	return o, nil
 }
 
-// watchLayout2 has our programs look whether a daemon of layout 2 comes back.
-func (s *State) watchLayout2(p *Previous) error {
-	if p.two == nil {
-		return nil
-	}
-	options, err := p.two.options()
+// watch has our programs look whether a daemon of layout 2 comes back.
+func (l *layout2) watch() error {
+	options, err := l.options()
 	if err == nil {
-		atomic.StoreUint32(&s.shared.Generation2, options.Generation)
-		err = s.maps.FlatSettings2.Put(uint32(0), p.two.settings)
+		atomic.StoreUint32(&l.state.shared.Generation2, options.Generation)
+		err = l.state.maps.FlatSettings2.Put(uint32(0), l.settings)
 	}
 	if err != nil {
 		return fmt.Errorf("watch the settings of layout 2: %w", err)
@@ -232,9 +211,10 @@ func (s *State) watchLayout2(p *Previous) error {
 // leave it to them (handover.h), but for what both have begun by then. Where these were removed,
 // both have measured since it attached others: when that was, the pins say, to a few
 // milliseconds.
-func (l *layout2) noteReturn(s *State, dir string) {
+func (l *layout2) noteReturn(dir string) {
+	s := l.state
 	phase := s.shared.phase()
-	if phase == phaseWatch || phase == phaseFinish || !s.attachedAnywhere() {
+	if phase == phaseWatch || phase == phaseFinish || !s.Attacher.attachedAnywhere() {
 		return
 	}
 	lease := atomic.LoadUint64(&s.shared.LeaseUntilNs)
@@ -277,7 +257,7 @@ func newest(times map[string]uint64) (latest uint64) {
 
 // isFrom reports whether a record of our ring is of a request that those of layout 2 have
 // measured too, when they were back.
-func (l *layout2) isFrom(s *State, record []byte) bool {
+func (l *layout2) isFrom(record []byte) bool {
 	r := (*kernelFlatRecord)(unsafe.Pointer(&record[0]))
 	if l.again == nil || len(record) < int(unsafe.Sizeof(*r)) {
 		return false
@@ -294,18 +274,18 @@ func (l *layout2) isFrom(s *State, record []byte) bool {
 		since = newest(l.again)
 	}
 	first := r.EndNs - r.DurationNs
-	return first >= since && first < atomic.LoadUint64(&s.shared.BothNs)
+	return first >= since && first < atomic.LoadUint64(&l.state.shared.BothNs)
 }
 
 // isAnswer reports whether what those of layout 2 took for a UDP request, when they were back,
 // was the answer to one of ours.
-func (l *layout2) isAnswer(s *State, record []byte) bool {
+func (l *layout2) isAnswer(record []byte) bool {
 	r := (*kernelFlatRecord)(unsafe.Pointer(&record[0]))
 	if !l.back || !l.awake || len(record) < int(unsafe.Sizeof(*r)) || r.Kind != kindUDP || r.EndNs-r.DurationNs < l.tookOver {
 		return false
 	}
-	side, key := keyOf(record, s.shared)
-	return s.knowsFlow(SideClient+SideServer-side, &key)
+	side, key := keyOf(record, l.state.shared)
+	return l.knowsFlow(SideClient+SideServer-side, &key)
 }
 
 // askedFlow is a UDP flow with an open request.
@@ -316,7 +296,8 @@ type askedFlow struct {
 }
 
 // noteFlows has our programs know flows, so that the answer to one begins no other.
-func (s *State) noteFlows(flows []askedFlow) error {
+func (l *layout2) noteFlows(flows []askedFlow) error {
+	s := l.state
 	return withWords(s.maps.FlatFlows, func(words []uint64) error {
 		for i := range flows {
 			f := &flows[i]
@@ -343,7 +324,8 @@ func flowSet(words []uint64, side uint8, hash uint64) []uint64 {
 }
 
 // knowsFlow reports whether our programs know a UDP flow that a side has begun.
-func (s *State) knowsFlow(side uint8, key *kernelFlatKey) (known bool) {
+func (l *layout2) knowsFlow(side uint8, key *kernelFlatKey) (known bool) {
+	s := l.state
 	hash := flowHash(s.shared.Seed, key)
 	err := withWords(s.maps.FlatFlows, func(words []uint64) error {
 		set := flowSet(words, side, hash)
@@ -449,7 +431,7 @@ func (l *layout2) sweep(now uint64, limit time.Duration, report func(record []by
 	}
 	if !l.first {
 		l.first = true
-		b := l.books()
+		b := l.ledger.read()
 		for number := b.confirmed + 1; number <= b.timedOut; number++ {
 			if c := &l.ledger.timeouts[number%timeoutsMax2]; c.number == number {
 				found(number, c)
@@ -465,7 +447,7 @@ func (l *layout2) sweep(now uint64, limit time.Duration, report func(record []by
 			c := claimed2{side: uint64(side), limitNs: uint64(limit), key: *key, pending: *r}
 			claimed, err := l.claimRequest(&c)
 			if claimed && !c.halfOpen() {
-				found(l.books().timedOut, &c)
+				found(l.ledger.read().timedOut, &c)
 			}
 			return err
 		}
@@ -487,7 +469,7 @@ func (l *layout2) claimRequest(c *claimed2) (bool, error) {
 	if c.key.Kind == kindDNS && l.questions.Lookup(&c.key, &c.question) != nil {
 		c.question = question2{}
 	}
-	b := l.books()
+	b := l.ledger.read()
 	l.ledger.intent = *c
 	atomic.StoreUint64(&l.ledger.intent.number, b.timedOut+b.halfOpen+1)
 	overdue := struct {
@@ -503,7 +485,7 @@ func (l *layout2) claimRequest(c *claimed2) (bool, error) {
 
 // resolve finishes the claim that was intended last, and returns whether it was granted.
 func (l *layout2) resolve() bool {
-	b, c := l.books(), &l.ledger.intent
+	b, c := l.ledger.read(), &l.ledger.intent
 	if c.number != b.timedOut+b.halfOpen+1 {
 		return false
 	}
@@ -513,27 +495,18 @@ func (l *layout2) resolve() bool {
 		return false
 	}
 	if c.halfOpen() {
-		l.change(func(b *books2) { b.halfOpen++ })
+		l.ledger.change(func(b *books2) { b.halfOpen++ })
 		return true
 	}
 	number := b.timedOut + 1
 	slot := &l.ledger.timeouts[number%timeoutsMax2]
 	*slot = *c
 	slot.number = number
-	l.change(func(b *books2) {
+	l.ledger.change(func(b *books2) {
 		b.timedOut = number
 		b.confirmed = max(b.confirmed, number-min(number, timeoutsMax2))
 	})
 	return true
-}
-
-func (l *layout2) books() books2 { return l.ledger.books[atomic.LoadUint32(&l.ledger.active)&1] }
-
-func (l *layout2) change(to func(*books2)) {
-	next := atomic.LoadUint32(&l.ledger.active) ^ 1
-	l.ledger.books[next&1] = l.ledger.books[(next^1)&1]
-	to(&l.ledger.books[next&1])
-	atomic.StoreUint32(&l.ledger.active, next)
 }
 
 // lossTold is how much of what the ring had no room for has been reported.

@@ -28,7 +28,7 @@ func (k *kernel) measure(host *testbed.Host, name string) (index int) {
 		var device *net.Interface
 		if device, err = net.InterfaceByName(name); err == nil {
 			index = device.Index
-			_, err = k.Attach(Interface{Index: index, Name: name})
+			_, err = k.Attacher.Attach(Interface{Index: index, Name: name})
 		}
 	})
 	if err != nil {
@@ -512,7 +512,7 @@ func TestTunnelDevices(t *testing.T) {
 				var device *net.Interface
 				if device, err = net.InterfaceByName("over0"); err == nil {
 					index = device.Index
-					_, err = k.Attach(Interface{Index: index, Name: "over0", L3: true})
+					_, err = k.Attacher.Attach(Interface{Index: index, Name: "over0", L3: true})
 				}
 			})
 			if err != nil {

@@ -19,7 +19,7 @@ func TestMarksOutliveTheDaemon(t *testing.T) {
 	}
 	check := func(what string, want Marks) {
 		t.Helper()
-		if got := k.Marks(); got != want {
+		if got := k.reader.Marks(); got != want {
 			t.Errorf("%s: %+v, want %+v", what, got, want)
 		}
 	}
@@ -30,7 +30,7 @@ func TestMarksOutliveTheDaemon(t *testing.T) {
 	_, positions := sequences(k.reader)
 	end := k.reader.Position()
 	third := Marks{Records: 3, Position: positions[3] - recordHeader, Unreported: 2, RingFull: 7, TableFull: 8}
-	k.SetMarks(k.reader, third)
+	k.reader.SetMarks(third)
 	if left := again(); left != 2 {
 		t.Fatalf("%d records come again, want 2", left)
 	}
@@ -38,14 +38,14 @@ func TestMarksOutliveTheDaemon(t *testing.T) {
 
 	fifth := Marks{Records: 5, Position: end, Unreported: 4, RingFull: 9, TableFull: 10}
 	for range 2 { // killed before the ring is released, and once more
-		k.marks.change(func(v *markValues) { v.Marks = fifth })
+		k.reader.marks.change(func(v *markValues) { v.Marks = fifth })
 		if left := again(); left != 0 {
 			t.Errorf("%d records come again after the marks of all, want none", left)
 		}
 		check("marks alone", fifth)
 	}
 	fifth.Unreported = 1 // without another position
-	k.SetMarks(k.reader, fifth)
+	k.reader.SetMarks(fifth)
 	if left := again(); left != 0 {
 		t.Errorf("%d records come again after all were released", left)
 	}
@@ -71,13 +71,13 @@ func TestTimeoutsOutliveTheDaemon(t *testing.T) {
 		if len(read) != 2 {
 			t.Fatalf("%d records, want 2", len(read))
 		}
-		second.SetMarks(second.reader, Marks{Records: 1, Position: positions[1] - recordHeader})
+		second.reader.SetMarks(Marks{Records: 1, Position: positions[1] - recordHeader})
 		second.leave()
 
 		third := open()
 		again, _ := sequences(third.reader)
-		if len(again) != 1 || again[0] != read[1] || third.Marks().Records != 1 {
-			t.Errorf("records %v after %d released, want %d after 1", again, third.Marks().Records, read[1])
+		if len(again) != 1 || again[0] != read[1] || third.reader.Marks().Records != 1 {
+			t.Errorf("records %v after %d released, want %d after 1", again, third.reader.Marks().Records, read[1])
 		}
 		third.counted(counts{"requests": 2, "timed_out": 2})
 	})

@@ -235,13 +235,13 @@ func TestUpgradeKeepsTheLinks(t *testing.T) {
 	device := v.device()
 
 	v.State = otherPrograms(t, v.path).State
-	v.SetMode(TCX)
+	v.Attacher.SetMode(TCX)
 	v.attach()
 	before := v.links()
 	v.Close()
 
 	v.State = openState(t, v.path)
-	v.SetMode(TCX)
+	v.Attacher.SetMode(TCX)
 	if !v.attach() {
 		t.Error("Attach left the older programs in place")
 	}
@@ -261,7 +261,7 @@ func (v *veth) links() map[direction]*link.Info {
 	v.t.Helper()
 	all := make(map[direction]*link.Info)
 	for _, d := range directions {
-		l, err := link.LoadPinnedLink(v.attacher.linkPath(v.device().Index, d), nil)
+		l, err := link.LoadPinnedLink(v.Attacher.linkPath(v.device().Index, d), nil)
 		if err != nil {
 			v.t.Fatal(err)
 		}

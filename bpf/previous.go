@@ -20,17 +20,16 @@ import (
 // variables, the struct flat_request and how it is found and hashed, struct flat_overdue,
 // the records and the marks. What layout 2 has
 // is in layout2.go.
+//
+// It is for the goroutine that has the OpenRequests, but that TakeOver may be called by
+// another while that one does not sweep.
 type Previous struct {
-	layout  layout
-	root    string
-	dir     string
-	maps    kernelMaps // those that are of use, nil where they are not as expected
-	program *ebpf.Program
-	shared  *shared
-	marks   *marks
-	open    openTable
-	two     *layout2 // of layout 2
-
+	ours   *State // whose programs take over
+	layout layout
+	dir    string
+	maps   kernelMaps    // those that are of use, nil where they are not as expected
+	open   *OpenRequests // nothing in it of layout 2, nil where it is not as expected
+	two    *layout2      // of layout 2
 	reader *Reader
 }
 
@@ -40,11 +39,11 @@ func (p *Previous) Name() string { return p.layout.String() }
 // isHalfMade reports whether a start was cut short before it had attached anything: maps
 // are pinned before programs, and these before they are attached.
 func (p *Previous) isHalfMade() bool {
-	return p.reader == nil || p.two == nil && (p.shared == nil || p.program == nil)
+	return p.reader == nil || p.two == nil && (p.open.shared == nil || p.open.timeout == nil)
 }
 
-func openPrevious(root string, l layout) (*Previous, error) {
-	p := &Previous{layout: l, root: root, dir: l.dir(root)}
+func (s *State) openPrevious(l layout) (*Previous, error) {
+	p := &Previous{ours: s, layout: l, dir: l.dir(s.root), open: new(OpenRequests)}
 	if err := checkOwner(p.dir); err != nil {
 		return nil, err
 	}
@@ -53,17 +52,15 @@ func openPrevious(root string, l layout) (*Previous, error) {
 		return p, nil // there is nothing to take over
 	}
 	p.maps.FlatCounters = p.take(kernelMapFlatCounters, ebpf.PerCPUArray, 4, 8)
+	p.open.events = p.maps.FlatEvents
 	if l.abi < 3 {
 		p.two = openLayout2(p)
 	} else {
 		p.openLayout()
 	}
 	var err error
-	if p.reader, err = newReader(p.maps.FlatEvents); err != nil {
+	if p.reader, err = p.open.Reader(); err != nil {
 		return p, errors.Join(err, p.Close())
-	}
-	if p.marks != nil {
-		p.marks.resume(p.reader)
 	}
 	return p, nil
 }
@@ -77,12 +74,8 @@ func (p *Previous) openLayout() {
 	p.maps.FlatFlows = p.take(kernelMapFlatFlows, ebpf.Array, 4, uint32(unsafe.Sizeof(kernelFlatFlowSet{})))
 	p.maps.FlatSeen = p.take(kernelMapFlatSeen, ebpf.Hash, 8, 8)
 	p.maps.FlatAttempts = p.take(kernelMapFlatAttempts, ebpf.Array, 4, uint32(unsafe.Sizeof(kernelFlatAttemptSet{})))
-	p.program, _ = ebpf.LoadPinnedProgram(filepath.Join(p.dir, kernelProgFlatTimeout), nil) // nil: see CanSweep
-	p.shared, _ = openShared(p.dir)
-	p.marks, _ = openMarks(p.dir)
-	if p.maps.FlatSlots != nil && p.shared != nil {
-		p.open, _ = openTableOf(&p.maps, p.shared)
-	}
+	timeout, _ := ebpf.LoadPinnedProgram(filepath.Join(p.dir, kernelProgFlatTimeout), nil) // nil: see CanSweep
+	p.open, _ = openRequests(p.dir, &p.maps, timeout)
 }
 
 // take opens a map, or returns nil if it is not one that we can read.
@@ -103,13 +96,14 @@ func (p *Previous) CanSweep() bool {
 	if p.two != nil {
 		return p.two.canSweep()
 	}
-	return p.open.ours != nil && p.open.theirs != nil && p.open.slots.all != nil && p.program != nil && p.shared != nil
+	o := p.open
+	return o.ours != nil && o.theirs != nil && o.slots != nil && o.timeout != nil && o.shared != nil
 }
 
 // CanCount reports whether the counters are those that we know, so that RingFull and
 // LeftOut may be used.
 func (p *Previous) CanCount() bool {
-	return p.maps.FlatCounters != nil && (p.two != nil || p.marks != nil)
+	return p.maps.FlatCounters != nil && (p.two != nil || p.open.marks != nil)
 }
 
 // each visits the requests that are open, and those of layout 2 that are remembered.
@@ -135,10 +129,10 @@ func (p *Previous) beginNothing() error {
 	if p.two != nil {
 		return p.two.beginNothing()
 	}
-	if p.shared == nil {
+	if p.open.shared == nil {
 		return fmt.Errorf("%s has no variables to tell its programs to begin nothing", p.dir)
 	}
-	p.shared.setPhase(phaseFinish)
+	p.open.shared.setPhase(phaseFinish)
 	return nil
 }
 
@@ -151,21 +145,7 @@ func (p *Previous) Sweep(now uint64, limit time.Duration, report func(record []b
 	case p.two != nil:
 		return p.two.sweep(now, limit, report)
 	}
-	var blind blindness
-	err = p.open.each(func(side uint8, hash uint64, r *kernelFlatRequest) error {
-		overdue := blind.judge(now, limit, side, hash, r)
-		if overdue == nil || swept.Full {
-			count(&swept, side)
-			return nil
-		}
-		err := runTimeout(p.program, p.shared, overdue)
-		if errors.Is(err, errRingFull) {
-			swept.Full = true
-			return nil
-		}
-		return err
-	})
-	return swept, err
+	return p.open.sweep(now, limit)
 }
 
 // Next is as Reader.Next, with records as our own programs write them.
@@ -183,11 +163,11 @@ func (p *Previous) Backlog() int { return p.reader.Backlog() }
 // Position is where in the ring those records end that have been read.
 func (p *Previous) Position() uint64 { return p.reader.Position() }
 
-// Marks are as those of State. If nothing but the ring and the counters of its layout is
+// Marks are as those of Reader. If nothing but the ring and the counters of its layout is
 // known, that is all they say.
 func (p *Previous) Marks() (m Marks, err error) {
-	if p.marks != nil {
-		return p.marks.read().Marks, nil
+	if p.open.marks != nil {
+		return p.reader.Marks(), nil
 	}
 	m.Position = p.reader.committed()
 	if p.two != nil && p.CanCount() {
@@ -196,10 +176,10 @@ func (p *Previous) Marks() (m Marks, err error) {
 	return m, err
 }
 
-// SetMarks is as that of State, as far as the layout is known.
+// SetMarks is as that of Reader, as far as the layout is known.
 func (p *Previous) SetMarks(to Marks) error {
-	if p.marks != nil {
-		p.marks.set(p.reader, to)
+	if p.open.marks != nil {
+		p.reader.SetMarks(to)
 		return nil
 	}
 	p.reader.commitTo(to.Position)
@@ -238,17 +218,17 @@ func (p *Previous) LastTimeout() uint64 {
 // ConfirmTimeouts says that every output has the timeouts up to that number.
 func (p *Previous) ConfirmTimeouts(number uint64) {
 	if p.two != nil && p.two.canSweep() {
-		p.two.change(func(b *books2) { b.confirmed = max(b.confirmed, number) })
+		p.two.ledger.change(func(b *books2) { b.confirmed = max(b.confirmed, number) })
 	}
 }
 
 // discard removes a state that has begun nothing. Its programs begin nothing either while
 // they are detached, lest a start that finds half of it takes it for whole.
 func (p *Previous) discard() error {
-	if p.shared != nil {
-		p.shared.setPhase(phaseFinish)
+	if p.open.shared != nil {
+		p.open.shared.setPhase(phaseFinish)
 	}
-	return errors.Join(p.detach(), p.Remove())
+	return errors.Join(p.detach(), p.remove())
 }
 
 // detach removes the programs from every interface.
@@ -262,32 +242,25 @@ func (p *Previous) detach() error {
 	for _, pin := range pins {
 		errs = append(errs, unpin(filepath.Join(links, pin.Name())))
 	}
-	filters := clsact{p.layout.handle(p.root)}
-	indexes, err := filters.interfaces()
+	_, err = removeFilters(clsact{p.layout.handle(p.ours.root)})
 	errs = append(errs, err)
-	for _, index := range indexes {
-		errs = append(errs, filters.detach(index))
-	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("detach the programs of layout %s: %w", p.layout, err)
 	}
 	return nil
 }
 
-// Remove removes the pins, and closes the state.
-func (p *Previous) Remove() error {
+// remove removes the pins, and closes the state.
+func (p *Previous) remove() error {
 	_, err := removeDir(p.dir)
 	return errors.Join(err, p.Close())
 }
 
 // Close lets go of the state, whose programs stay as they are.
 func (p *Previous) Close() error {
-	errs := []error{p.maps.Close(), p.marks.close(), p.shared.close(), p.open.slots.close()}
+	errs := []error{p.maps.Close(), p.open.timeout.Close(), p.open.close()}
 	if p.two != nil {
 		errs = append(errs, p.two.close())
-	}
-	if p.program != nil {
-		errs = append(errs, p.program.Close())
 	}
 	if p.reader != nil {
 		errs = append(errs, p.reader.Close())

@@ -71,7 +71,7 @@ func (o *takeover) reports() (all []string) {
 		if !ok {
 			return all
 		}
-		if !o.IsOurs(o.previous, raw) {
+		if !o.previous.IsOurs(raw) {
 			all = append(all, summary((*kernelFlatRecord)(ptr(raw))))
 		}
 	}
@@ -109,7 +109,7 @@ func eachTakeover(t *testing.T, test func(o *takeover)) {
 func TestATakeoverSplitsNoExchange(t *testing.T) {
 	eachTakeover(t, func(o *takeover) {
 		t := o.t
-		if !o.TakingOver() {
+		if !o.previous.TakingOver() {
 			t.Error("nothing to take over")
 		}
 		watched, both, after := flow4.sourcePort(1001), flow4.sourcePort(1002), flow4.sourcePort(1003)
@@ -120,7 +120,7 @@ func TestATakeoverSplitsNoExchange(t *testing.T) {
 		o.counted(counts{"handed_over": 2, "unmatched": 1})
 		o.want("previous", o.reports(), "tcp from port 1001: established")
 
-		if err := o.TakeOver(o.previous); err != nil {
+		if err := o.previous.TakeOver(); err != nil {
 			t.Fatal(err)
 		}
 		o.out(flow4.syn(t, 100)) // sent again
@@ -158,12 +158,12 @@ func TestATakeoverSplitsNoExchange(t *testing.T) {
 // complete ends a take-over as the daemon does.
 func (o *takeover) complete() {
 	o.t.Helper()
-	for _, step := range []func() error{func() error { return o.DetachPrevious(o.previous) }, o.previous.Remove, o.EndTakeOver} {
+	for _, step := range []func() error{o.previous.Detach, o.previous.End} {
 		if err := step(); err != nil {
 			o.t.Fatal(err)
 		}
 	}
-	if o.TakingOver() || o.shared.phase() != phaseAlone || o.empty(o.maps.FlatSeen) != 0 {
+	if o.previous.TakingOver() || o.shared.phase() != phaseAlone || o.empty(o.maps.FlatSeen) != 0 {
 		o.t.Errorf("phase %d after the take-over", o.shared.phase())
 	}
 }
@@ -173,7 +173,7 @@ func TestWhatBothBeginIsReportedOnce(t *testing.T) {
 	eachTakeover(t, func(o *takeover) {
 		t := o.t
 		// As TakeOver, cut short before the previous programs begin nothing.
-		if err := o.inherit(o.previous); err != nil {
+		if err := o.previous.inherit(); err != nil {
 			t.Fatal(err)
 		}
 		o.shared.BothNs = BootTime()
@@ -192,7 +192,7 @@ func TestWhatBothBeginIsReportedOnce(t *testing.T) {
 		if got := len(o.ours()); got != 5 {
 			t.Errorf("%d of ours, want 5", got)
 		}
-		if err := o.TakeOver(o.previous); err != nil {
+		if err := o.previous.TakeOver(); err != nil {
 			t.Fatal(err)
 		}
 		if o.shared.phase() != phaseAfter {
@@ -207,7 +207,7 @@ func TestWhatBothBeginIsReportedOnce(t *testing.T) {
 func TestThePreviousProgramsTimeOutTheirOwn(t *testing.T) {
 	eachTakeover(t, func(o *takeover) {
 		t := o.t
-		if err := o.TakeOver(o.previous); err != nil {
+		if err := o.previous.TakeOver(); err != nil {
 			t.Fatal(err)
 		}
 		o.out(flow4.sourcePort(1001).syn(t, 100))

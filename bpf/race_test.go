@@ -68,7 +68,7 @@ func race(t *testing.T, k *kernel, class exchangeClass) {
 		together(
 			func() { k.in(class.answer(t, f)) },
 			func() {
-				if err := k.timeOut(r.overdue(limit)); err != nil {
+				if err := k.Requests.timeOut(r.overdue(limit)); err != nil {
 					t.Error(err)
 				}
 			},

@@ -31,6 +31,7 @@ type Reader struct {
 	data         []byte
 	mask         uintptr
 	next         uintptr // where reading goes on; consumer <= next <= producer
+	marks        *marks  // nil: none
 
 	epoll int
 	wake  int // eventfd
@@ -147,12 +148,26 @@ func (r *Reader) commitTo(end uint64) {
 	}
 }
 
-// continueAt has reading go on at a position that is further than what was committed.
-func (r *Reader) continueAt(position uint64) {
-	if position <= uint64(atomic.LoadUintptr(r.producer)) {
+// resume has reading continue where the marks say. They are what counts (model:
+// MARK_FIRST): the daemon that wrote them may have been killed before it released the ring.
+func (r *Reader) resume(m *marks) {
+	r.marks = m
+	if position := r.Marks().Position; position <= uint64(atomic.LoadUintptr(r.producer)) {
 		r.commitTo(position)
 		r.next = atomic.LoadUintptr(r.consumer)
 	}
+}
+
+// Marks returns the marks as the last SetMarks left them, by this daemon or one before it.
+func (r *Reader) Marks() Marks { return r.marks.read().Marks }
+
+// SetMarks puts the marks into force, all at once, and then lets the kernel reuse the ring
+// up to the position. No mark goes back but Unreported.
+func (r *Reader) SetMarks(to Marks) {
+	if to != r.Marks() { // model: MARK_FIRST
+		r.marks.change(func(v *markValues) { v.Marks = to })
+	}
+	r.commitTo(to.Position)
 }
 
 // committed is the consumer position.

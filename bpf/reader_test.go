@@ -37,7 +37,7 @@ func TestWhatIsNotCommittedIsReadAgain(t *testing.T) {
 	}
 	k.reader.commitTo(positions[2] - recordHeader)
 
-	again, err := k.Reader()
+	again, err := k.Requests.Reader()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -91,9 +91,10 @@ func (s *State) Apply(settings Settings) error {
 	if err := s.addNets(options.Generation, settings); err != nil {
 		return err
 	}
-	if err := s.setOptions(options); err != nil {
-		return err
+	if err := s.maps.FlatSettings.Update(uint32(0), options, ebpf.UpdateAny); err != nil {
+		return fmt.Errorf("write settings: %w", err)
 	}
+	s.options = options
 	s.shared.setFlows(settings.UDPIdle, settings.MatchHost)
 	return s.clearNets(func(generation uint32) bool { return generation != options.Generation })
 }
@@ -104,21 +105,6 @@ func (s *State) RenewLease(until uint64) { atomic.StoreUint64(&s.shared.LeaseUnt
 
 // Lease is until when the programs work, as RenewLease has it.
 func (s *State) Lease() uint64 { return atomic.LoadUint64(&s.shared.LeaseUntilNs) }
-
-func (s *State) setOptions(o kernelFlatOptions) error {
-	if err := s.maps.FlatSettings.Update(uint32(0), o, ebpf.UpdateAny); err != nil {
-		return fmt.Errorf("write settings: %w", err)
-	}
-	s.options = o
-	return nil
-}
-
-func (s *State) loadOptions() error {
-	if err := s.maps.FlatSettings.Lookup(uint32(0), &s.options); err != nil {
-		return fmt.Errorf("read settings: %w", err)
-	}
-	return nil
-}
 
 func (settings Settings) options() (kernelFlatOptions, error) {
 	o := kernelFlatOptions{

@@ -3,6 +3,7 @@ package bpf
 import (
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"path/filepath"
@@ -26,42 +27,41 @@ const (
 	phaseFinish
 )
 
-// shared is struct flat_shared_words of shared.h, in the programs' memory.
-type shared struct {
-	memory []byte
-	*kernelFlatSharedWords
-}
+// shared is struct flat_shared_words of shared.h, in the programs' memory. What changes in
+// it while they run does so by atomics: any goroutine may.
+type shared struct{ kernelFlatSharedWords }
 
 // openShared maps the words of a layout from 3 on, at the beginning of its variables.
-func openShared(dir string) (*shared, error) {
+func openShared(dir string, mapped *memory) (*shared, error) {
 	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, variablesPin), nil)
 	if err != nil {
 		return nil, explain(fmt.Errorf("open the pinned variables: %w", err))
 	}
 	defer m.Close() // the memory keeps the map
-	memory, err := mapMemory(m)
-	if err != nil {
-		return nil, err
-	}
-	return &shared{memory, (*kernelFlatSharedWords)(unsafe.Pointer(&memory[0]))}, nil
+	p, err := mapped.of(m)
+	return (*shared)(p), err
 }
 
-// mapMemory is the memory of an array map, the kernel's own. The caller unmaps it.
-func mapMemory(m *ebpf.Map) ([]byte, error) {
-	memory, err := unix.Mmap(m.FD(), 0, int(m.MaxEntries()*m.ValueSize()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+// memory is what is mapped of array maps: the kernel's own memory.
+type memory [][]byte
+
+// of maps the memory of an array map, until close.
+func (all *memory) of(m *ebpf.Map) (unsafe.Pointer, error) {
+	mapped, err := unix.Mmap(m.FD(), 0, int(m.MaxEntries()*m.ValueSize()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return nil, fmt.Errorf("map the memory of %v: %w", m, err)
 	}
-	return memory, nil
+	*all = append(*all, mapped)
+	return unsafe.Pointer(&mapped[0]), nil
 }
 
-func (s *shared) close() error {
-	if s == nil || s.memory == nil {
-		return nil
+func (all *memory) close() error {
+	var errs []error
+	for _, mapped := range *all {
+		errs = append(errs, unix.Munmap(mapped))
 	}
-	memory := s.memory
-	s.memory, s.kernelFlatSharedWords = nil, nil
-	return unix.Munmap(memory)
+	*all = nil
+	return errors.Join(errs...)
 }
 
 // setSeed gives the hashes a seed that nobody knows, once.

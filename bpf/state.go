@@ -45,9 +45,9 @@ const (
 //	    v3-flat/flat_ingress …        programs
 //	    v3-flat/links/4-ingress       tcx link of the interface with index 4
 //
-// Its methods are for one goroutine, except Counters, Histograms and Attachments, which
-// any may call, what links.Programs has, which is for one other, and what pipeline.Programs
-// has, for those that hold the lock of the pipeline.
+// Apply is for one goroutine at a time. Any may call RenewLease, Count, Counters and
+// Histograms, which touch nothing but the kernel's memory. What is for one goroutine alone
+// is in a type that only this one gets: the Attacher, the OpenRequests, the Previous.
 type State struct {
 	Start Start
 	// Object is which of the two objects the kernel got: "flat", or "flat510" on Linux
@@ -55,19 +55,18 @@ type State struct {
 	Object  string
 	Refused string
 
+	Attacher *Attacher
+	Requests *OpenRequests
+
 	layout   layout
 	root     string // the pin path
 	dir      string // of the layout
 	lock     *os.File
 	spec     func() (*ebpf.CollectionSpec, error)
-	programs kernelPrograms // those of L3 are nil until they are needed
+	programs kernelPrograms // those of L3 are nil until the Attacher needs them
 	maps     kernelMaps
-	marks    *marks
 	shared   *shared
-	requests openTable
-	blind    blindness
 	options  kernelFlatOptions
-	attacher attacher
 }
 
 // Open takes hold of the state below pinPath, creating what is missing. It
@@ -92,7 +91,7 @@ func open(pinPath string, mode Mode, objects ...object) (*State, error) {
 	}
 	var refused string
 	for i, o := range objects {
-		s := &State{Object: o.name, Refused: refused, layout: layout{ABI, o.name}, root: pinPath, lock: lock, spec: o.spec}
+		s := &State{Object: o.name, Refused: refused, layout: layout{ABI, o.name}, root: pinPath, lock: lock, spec: o.spec, Requests: new(OpenRequests)}
 		s.dir = s.layout.dir(pinPath)
 		err := s.openLayout(mode)
 		if err == nil {
@@ -130,38 +129,20 @@ func (s *State) openLayout(mode Mode) error {
 	if s.Start, err = s.start(spec); err != nil {
 		return err
 	}
-	if s.marks, err = openMarks(s.dir); err != nil {
+	if s.Requests, err = openRequests(s.dir, &s.maps, s.programs.FlatTimeout); err != nil {
 		return err
 	}
-	if s.shared, err = openShared(s.dir); err != nil {
-		return err
-	}
+	s.shared = s.Requests.shared
 	s.shared.setSeed()
 	s.shared.setAttaching(0) // a killed daemon may have been at it
-	if s.requests, err = openTableOf(&s.maps, s.shared); err != nil {
-		return err
+	if err := s.maps.FlatSettings.Lookup(uint32(0), &s.options); err != nil {
+		return fmt.Errorf("read settings: %w", err)
 	}
-	if err := s.loadOptions(); err != nil {
-		return err
-	}
-	s.blindWhileAsleep()
-	s.attacher = attacher{
-		mode: mode, links: links, clsact: clsact{s.layout.handle(s.root)},
-		programs: &s.programs, shared: s.shared, blind: &s.blind,
-	}
-	return nil
-}
-
-// blindWhileAsleep notes since when the programs have been asleep, if they are.
-func (s *State) blindWhileAsleep() {
 	if now, until := BootTime(), s.Lease(); until != 0 && until < now {
-		s.blind.add(until, now)
+		s.Requests.blind.add(until, now) // the programs are asleep
 	}
-}
-
-func openTableOf(maps *kernelMaps, words *shared) (openTable, error) {
-	slots, err := openSlots(maps.FlatSlots)
-	return openTable{shared: words, slots: slots, ours: maps.FlatOurs, theirs: maps.FlatTheirs}, err
+	s.Attacher = &Attacher{state: s, mode: mode, links: links, clsact: clsact{s.layout.handle(s.root)}, attached: make(map[int]Attachment)}
+	return nil
 }
 
 // start chooses between the three.
@@ -403,19 +384,10 @@ func (s *State) unpinProgram(name string) error {
 	return nil
 }
 
-// Reader opens the ring of finished exchanges, where the marks say. The caller closes it.
-func (s *State) Reader() (*Reader, error) {
-	r, err := newReader(s.maps.FlatEvents)
-	if err == nil {
-		s.marks.resume(r)
-	}
-	return r, err
-}
-
 // Close lets go of the state. Whatever is pinned and attached goes on
 // measuring.
 func (s *State) Close() error {
-	err := errors.Join(s.programs.Close(), s.maps.Close(), s.marks.close(), s.shared.close(), s.requests.slots.close())
+	err := errors.Join(s.programs.Close(), s.maps.Close(), s.Requests.close())
 	if s.lock != nil {
 		err = errors.Join(err, s.lock.Close())
 	}

@@ -3,7 +3,6 @@ package bpf
 import (
 	"errors"
 	"fmt"
-	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -39,6 +38,21 @@ const (
 	leftAfter = time.Minute
 )
 
+// OpenRequests are the requests that wait for an answer: see table.h. They are for the
+// goroutine that reads the ring, alone. It shares the table and the words with the
+// programs, the words and when flatd was blind with the Attacher.
+type OpenRequests struct {
+	events       *ebpf.Map     // the ring
+	timeout      *ebpf.Program // flat_timeout
+	slots        []kernelFlatSlot
+	ours, theirs *ebpf.Map
+	shared       *shared
+	marks        *marks
+	mapped       memory // of slots, shared and marks
+	blind        blindness
+	batch        batch
+}
+
 // batch is what is read of a map at once. There is a sweep each second, which
 // would else make more garbage than all that flatd does while little happens.
 type batch struct {
@@ -46,7 +60,35 @@ type batch struct {
 	values [sweepBatch]kernelFlatOpen
 }
 
-var batches = sync.Pool{New: func() any { return new(batch) }}
+// openRequests opens what layouts from 3 on have in common. After an error the rest may
+// still be of use. The caller closes it.
+func openRequests(dir string, maps *kernelMaps, timeout *ebpf.Program) (*OpenRequests, error) {
+	r := &OpenRequests{events: maps.FlatEvents, timeout: timeout, ours: maps.FlatOurs, theirs: maps.FlatTheirs}
+	var errs [3]error
+	r.marks, errs[0] = openMarks(dir, &r.mapped)
+	r.shared, errs[1] = openShared(dir, &r.mapped)
+	if maps.FlatSlots != nil {
+		var p unsafe.Pointer
+		if p, errs[2] = r.mapped.of(maps.FlatSlots); p != nil {
+			r.slots = unsafe.Slice((*kernelFlatSlot)(p), maps.FlatSlots.MaxEntries())
+		}
+	}
+	return r, errors.Join(errs[:]...)
+}
+
+func (o *OpenRequests) close() error {
+	o.slots, o.shared, o.marks = nil, nil, nil
+	return o.mapped.close()
+}
+
+// Reader opens the ring of finished exchanges, where the marks say. The caller closes it.
+func (o *OpenRequests) Reader() (*Reader, error) {
+	r, err := newReader(o.events)
+	if err == nil && o.marks != nil {
+		r.resume(o.marks)
+	}
+	return r, err
+}
 
 // Swept is what one sweep saw.
 type Swept struct {
@@ -64,32 +106,32 @@ var errRingFull = errors.New("too little room in the ring")
 // waited longer than limit, as a record in the ring. now is the time of CLOCK_BOOTTIME.
 // User space only reads the table: what it finds may be over a moment later, and the
 // kernel half decides.
-func (s *State) Sweep(now uint64, limit time.Duration) (Swept, error) {
-	var swept Swept
-	handshakes := s.shared.quietHandshakes()
-	s.blind.suspended(now, s.shared.setSuspended())
-	err := s.requests.each(func(side uint8, hash uint64, r *kernelFlatRequest) error {
-		overdue := s.blind.judge(now, limit, side, hash, r)
-		if overdue == nil {
-			count(&swept, side)
-			return nil
-		}
-		if swept.Full {
-			swept.Overdue++
-			count(&swept, side)
-			return nil
-		}
-		err := s.timeOut(overdue)
-		if errors.Is(err, errRingFull) {
-			swept.Full, err = true, nil
-			swept.Overdue++
-			count(&swept, side)
-		}
-		return err
-	})
+func (o *OpenRequests) Sweep(now uint64, limit time.Duration) (Swept, error) {
+	handshakes := o.shared.quietHandshakes()
+	o.blind.suspended(now, o.shared.setSuspended())
+	swept, err := o.sweep(now, limit)
 	if err == nil && swept.OpenTheirs == 0 {
-		s.shared.shutHandshakes(handshakes)
+		o.shared.shutHandshakes(handshakes)
 	}
+	return swept, err
+}
+
+// sweep is Sweep without what our programs need besides.
+func (o *OpenRequests) sweep(now uint64, limit time.Duration) (swept Swept, err error) {
+	err = o.each(func(side uint8, hash uint64, r *kernelFlatRequest) error {
+		overdue := o.blind.judge(now, limit, side, hash, r)
+		if overdue != nil && !swept.Full {
+			if err := o.timeOut(overdue); !errors.Is(err, errRingFull) {
+				return err
+			}
+			swept.Full = true
+		}
+		if overdue != nil {
+			swept.Overdue++
+		}
+		count(&swept, side)
+		return nil
+	})
 	return swept, err
 }
 
@@ -122,17 +164,13 @@ func (b *blindness) judge(now uint64, limit time.Duration, side uint8, hash uint
 const etherHeader = 14
 
 // timeOut runs flat_timeout for a request. Nothing depends on what the run returns.
-func (s *State) timeOut(o *kernelFlatOverdue) error {
-	return runTimeout(s.programs.FlatTimeout, s.shared, o)
-}
-
-func runTimeout(program *ebpf.Program, words *shared, o *kernelFlatOverdue) error {
-	before := words.refused()
-	frame := append(make([]byte, etherHeader), bytesOf(o)...)
-	if _, err := program.Run(&ebpf.RunOptions{Data: frame}); err != nil {
+func (o *OpenRequests) timeOut(overdue *kernelFlatOverdue) error {
+	before := o.shared.refused()
+	frame := append(make([]byte, etherHeader), bytesOf(overdue)...)
+	if _, err := o.timeout.Run(&ebpf.RunOptions{Data: frame}); err != nil {
 		return fmt.Errorf("report a timeout: %w", err)
 	}
-	if words.refused() != before {
+	if o.shared.refused() != before {
 		return errRingFull
 	}
 	return nil
@@ -141,49 +179,41 @@ func runTimeout(program *ebpf.Program, words *shared, o *kernelFlatOverdue) erro
 // since is 0 for a time that another CPU took a little after now.
 func since(now, then uint64) time.Duration { return time.Duration(max(int64(now-then), 0)) }
 
-// openTable is the table of open requests, for reading: see table.h.
-type openTable struct {
-	shared       *shared
-	slots        slots
-	ours, theirs *ebpf.Map
-}
-
 // each visits every open request, until visit returns an error. What it is given is a
 // copy, of a request in a slot perhaps of two that followed each other there: the kernel
 // half looks again before it does anything.
-func (t *openTable) each(visit func(side uint8, hash uint64, r *kernelFlatRequest) error) error {
-	for i := range t.slots.all {
-		slot := &t.slots.all[i]
+func (o *OpenRequests) each(visit func(side uint8, hash uint64, r *kernelFlatRequest) error) error {
+	for i := range o.slots {
+		slot := &o.slots[i]
 		word := atomic.LoadUint64(&slot.Word)
 		if word>>tagShift == 0 {
 			continue
 		}
 		request := slot.Request
-		hash := keyHash(t.shared.Seed, &request.Key)
+		hash := keyHash(o.shared.Seed, &request.Key)
 		// One that is just being written is not all there yet.
 		if request.Key.Id == 0 || hash>>tagShift != word>>tagShift {
 			continue
 		}
 		side := uint8(SideClient)
-		if i >= len(t.slots.all)/2 {
+		if i >= len(o.slots)/2 {
 			side = SideServer
 		}
 		if err := visit(side, hash, &request); err != nil {
 			return err
 		}
 	}
-	for side, m := range map[uint8]*ebpf.Map{SideClient: t.ours, SideServer: t.theirs} {
-		if err := eachOpen(m, func(hash uint64, r *kernelFlatRequest) error { return visit(side, hash, r) }); err != nil {
+	for side, m := range map[uint8]*ebpf.Map{SideClient: o.ours, SideServer: o.theirs} {
+		if err := o.eachIn(m, func(hash uint64, r *kernelFlatRequest) error { return visit(side, hash, r) }); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func eachOpen(table *ebpf.Map, visit func(uint64, *kernelFlatRequest) error) error {
+func (o *OpenRequests) eachIn(table *ebpf.Map, visit func(uint64, *kernelFlatRequest) error) error {
 	var cursor ebpf.MapBatchCursor
-	b := batches.Get().(*batch)
-	defer batches.Put(b)
+	b := &o.batch
 	for {
 		n, err := table.BatchLookup(&cursor, b.hashes[:], b.values[:], nil)
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
@@ -198,29 +228,6 @@ func eachOpen(table *ebpf.Map, visit func(uint64, *kernelFlatRequest) error) err
 			return nil // the last batch
 		}
 	}
-}
-
-// slots are those of table.h: of this host's requests and then of those to it.
-type slots struct {
-	memory []byte
-	all    []kernelFlatSlot
-}
-
-func openSlots(m *ebpf.Map) (slots, error) {
-	memory, err := mapMemory(m)
-	if err != nil {
-		return slots{}, err
-	}
-	return slots{memory, unsafe.Slice((*kernelFlatSlot)(unsafe.Pointer(&memory[0])), m.MaxEntries())}, nil
-}
-
-func (s *slots) close() error {
-	if s.memory == nil {
-		return nil
-	}
-	memory := s.memory
-	s.memory, s.all = nil, nil
-	return unmap(memory)
 }
 
 func bytesOf[T any](v *T) []byte {

@@ -19,7 +19,7 @@ func ptr(b []byte) unsafe.Pointer { return unsafe.Pointer(&b[0]) }
 // sweep is as by a daemon, so much later than now.
 func (k *kernel) sweep(later, limit time.Duration) Swept {
 	k.t.Helper()
-	swept, err := k.Sweep(BootTime()+uint64(later), limit)
+	swept, err := k.Requests.Sweep(BootTime()+uint64(later), limit)
 	if err != nil {
 		k.t.Fatal(err)
 	}
@@ -101,9 +101,9 @@ func (k *kernel) claimOpen() {
 			continue
 		}
 		r.Version = 0
-		table := k.requests.ours
+		table := k.Requests.ours
 		if r.side == SideServer {
-			table = k.requests.theirs
+			table = k.Requests.theirs
 		}
 		if err := table.Update(r.hash, kernelFlatOpen{Request: r.kernelFlatRequest}, ebpf.UpdateExist); err != nil {
 			k.t.Fatal(err)
@@ -118,7 +118,7 @@ func TestAnAnswerBeforeTheTimeoutWins(t *testing.T) {
 		k.out(flow4.syn(t, 1))
 		r := k.openRequests()[0]
 		k.in(flow4.back().synAck(t, 2))
-		if err := k.timeOut(r.overdue(limit)); err != nil {
+		if err := k.Requests.timeOut(r.overdue(limit)); err != nil {
 			t.Error(err)
 		}
 		if got := k.one(); got.Result != established {
@@ -126,7 +126,7 @@ func TestAnAnswerBeforeTheTimeoutWins(t *testing.T) {
 		}
 		// Nor is a newer request of the same key that one.
 		k.out(flow4.syn(t, 500))
-		if err := k.timeOut(r.overdue(limit)); err != nil {
+		if err := k.Requests.timeOut(r.overdue(limit)); err != nil {
 			t.Error(err)
 		}
 		if swept := k.sweep(0, limit); swept != (Swept{OpenOurs: 1}) {
@@ -248,7 +248,7 @@ func TestNoTimeoutWhileFlatdDidNotLook(t *testing.T) {
 		k := openKernel(t, o)
 		k.out(flow4.syn(t, 1))
 		k.in(flow6.echo(t, 1, 1, false))
-		k.blind.add(BootTime(), BootTime()+1)
+		k.Requests.blind.add(BootTime(), BootTime()+1)
 		k.sweep(11*time.Second, limit)
 		k.counted(counts{"requests": 2, "not_looking": 2})
 		k.out(flow4.syn(t, 1))
@@ -441,7 +441,7 @@ func TestSleepsWhenTheLeaseIsOver(t *testing.T) {
 func TestASweepAllocatesLittle(t *testing.T) {
 	k := openKernel(t)
 	sweep := func() {
-		if _, err := k.Sweep(BootTime(), time.Minute); err != nil {
+		if _, err := k.Requests.Sweep(BootTime(), time.Minute); err != nil {
 			t.Fatal(err)
 		}
 	}

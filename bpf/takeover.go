@@ -15,7 +15,7 @@ import (
 // A take-over, in its order: Previous finds the state of other programs and sets ours to
 // note what these begin; the daemon attaches ours in front of them; TakeOver copies what
 // they have open, has ours begin what is new and them nothing; the daemon reads their ring
-// until they have finished, and removes them; EndTakeOver. handover.h is what the programs
+// until they have finished; Detach, End. handover.h is what the programs
 // do meanwhile, model/takeover.pml why each step is there.
 
 // Previous finds the state that a flatd of another layout left below the pin path, and
@@ -31,8 +31,8 @@ func (s *State) Previous() (*Previous, error) {
 		if l == s.layout {
 			continue
 		}
-		p, err := openPrevious(s.root, l)
-		if err == nil && (found != nil || p.isHalfMade() || s.isAhead(p)) {
+		p, err := s.openPrevious(l)
+		if err == nil && (found != nil || p.isHalfMade() || p.isAhead()) {
 			err = p.discard()
 		} else if err == nil {
 			found = p
@@ -43,12 +43,12 @@ func (s *State) Previous() (*Previous, error) {
 	}
 	if found != nil && found.two != nil {
 		found.two.skipTimeouts = s.options.SkipResults>>resultTimeout2&1 == 1
-		found.two.noteReturn(s, found.dir)
+		found.two.noteReturn(found.dir)
 	}
 	if err := s.beginWatch(found); err != nil {
 		return found, err
 	}
-	if found != nil && s.TakingOver() {
+	if found != nil && found.TakingOver() {
 		s.Start = StartBeside
 	}
 	return found, nil
@@ -58,31 +58,26 @@ func (s *State) Previous() (*Previous, error) {
 // its programs had begun anything: ours are still in charge. So it is where they are to
 // finish, too: then it is half removed. If they had begun, their take-over is completed
 // here, and is followed by one of ours.
-func (s *State) isAhead(p *Previous) bool {
-	if p.two != nil || p.shared == nil {
+func (p *Previous) isAhead() bool {
+	if p.two != nil || p.open.shared == nil {
 		return false
 	}
-	ours, theirs := s.shared.phase(), p.shared.phase()
+	s, their := p.ours, p.open.shared
+	ours, theirs := s.shared.phase(), their.phase()
 	began := theirs == phaseBoth || theirs == phaseAfter
-	last := atomic.LoadUint64(&p.shared.BothNs) > atomic.LoadUint64(&s.shared.BothNs)
+	last := atomic.LoadUint64(&their.BothNs) > atomic.LoadUint64(&s.shared.BothNs)
 	switch {
-	case began && (ours == phaseAlone || (ours == phaseBoth || ours == phaseAfter) && last) && s.attachedAnywhere():
+	case began && (ours == phaseAlone || (ours == phaseBoth || ours == phaseAfter) && last) && s.Attacher.attachedAnywhere():
 		// model: ONE_AT_A_TIME
 		time.Sleep(handoverGrace) // theirs may have begun to begin just now; model: GRACE_BOTH
 		s.shared.setPhase(phaseFinish)
 		time.Sleep(handoverGrace)
-		p.shared.setPhase(phaseAfter)
+		their.setPhase(phaseAfter)
 		return false
 	case ours == phaseAlone: // model: AHEAD_FINISH
-		return s.attachedAnywhere()
+		return s.Attacher.attachedAnywhere()
 	}
 	return false
-}
-
-// attachedAnywhere reports whether our programs have been attached before this start.
-func (s *State) attachedAnywhere() bool {
-	indexes, err := s.Leftovers()
-	return err == nil && len(indexes) > 0
 }
 
 // beginWatch brings our programs into the phase in which they are beside those of p.
@@ -101,8 +96,8 @@ func (s *State) beginWatch(p *Previous) error {
 		if err := s.clearSeen(); err != nil {
 			return err
 		}
-		if p.two == nil && p.shared != nil { // before ours are attached: it is in what they note
-			atomic.StoreUint64(&s.shared.Seed, p.shared.Seed)
+		if p.two == nil && p.open.shared != nil { // before ours are attached: it is in what they note
+			atomic.StoreUint64(&s.shared.Seed, p.open.shared.Seed)
 		}
 		atomic.StoreUint64(&s.shared.BothNs, BootTime()) // model: BOTH_SINCE
 		s.shared.setPhase(phaseWatch)
@@ -135,8 +130,8 @@ func (s *State) clearSeen() error {
 }
 
 // TakingOver reports whether TakeOver is still to be called, or to be completed.
-func (s *State) TakingOver() bool {
-	phase := s.shared.phase()
+func (p *Previous) TakingOver() bool {
+	phase := p.ours.shared.phase()
 	return phase == phaseWatch || phase == phaseBoth
 }
 
@@ -146,14 +141,17 @@ const handoverGrace = 10 * time.Millisecond
 
 // TakeOver has our programs begin what is new, and those of p nothing any more. A kill
 // between any two of its steps is made good by the next start.
-func (s *State) TakeOver(p *Previous) error {
+func (p *Previous) TakeOver() error {
+	s := p.ours
 	if s.shared.phase() == phaseWatch {
 		time.Sleep(handoverGrace) // model: GRACE_WATCH, what ours have not noted, p has in its table
-		if err := s.inherit(p); err != nil {
+		if err := p.inherit(); err != nil {
 			return err
 		}
-		if err := s.watchLayout2(p); err != nil {
-			return err
+		if p.two != nil {
+			if err := p.two.watch(); err != nil {
+				return err
+			}
 		}
 		s.shared.setPhase(phaseBoth) // model: BOTH, before p begins nothing
 	}
@@ -166,20 +164,21 @@ func (s *State) TakeOver(p *Previous) error {
 	return nil
 }
 
-// DetachPrevious removes the programs of p from every interface.
-func (s *State) DetachPrevious(p *Previous) error {
-	if err := s.maps.FlatSettings2.Delete(uint32(0)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+// Detach removes the programs of p from every interface.
+func (p *Previous) Detach() error {
+	if err := p.ours.maps.FlatSettings2.Delete(uint32(0)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("watch the settings of layout 2 no more: %w", err)
 	}
 	return p.detach()
 }
 
-// EndTakeOver is called once p has been removed.
-func (s *State) EndTakeOver() error { return s.beginWatch(nil) }
+// End removes the pins of p, closes it, and has our programs be alone.
+func (p *Previous) End() error { return errors.Join(p.remove(), p.ours.beginWatch(nil)) }
 
 // inherit gives our programs what those of p have open, and which flows and attempts
 // they know: a SYN that is sent again, an answer, a further datagram is nothing new.
-func (s *State) inherit(p *Previous) error {
+func (p *Previous) inherit() error {
+	s := p.ours
 	if p.two == nil {
 		if err := errors.Join(inheritWords(s.maps.FlatFlows, p.maps.FlatFlows), inheritWords(s.maps.FlatAttempts, p.maps.FlatAttempts)); err != nil {
 			return err
@@ -196,8 +195,8 @@ func (s *State) inherit(p *Previous) error {
 		}
 		return s.noteSeen(hash, lastNs)
 	})
-	if err == nil {
-		err = s.noteFlows(asked)
+	if err == nil && len(asked) > 0 {
+		err = p.two.noteFlows(asked)
 	}
 	if err != nil {
 		return err
@@ -245,10 +244,11 @@ func inheritWords(ours, theirs *ebpf.Map) error {
 
 // withWords calls use with the words of an array, in the kernel's memory.
 func withWords(m *ebpf.Map, use func(words []uint64) error) error {
-	memory, err := mapMemory(m)
+	var mapped memory
+	p, err := mapped.of(m)
 	if err != nil {
 		return err
 	}
-	words := unsafe.Slice((*uint64)(unsafe.Pointer(&memory[0])), len(memory)/8)
-	return errors.Join(use(words), unmap(memory))
+	words := unsafe.Slice((*uint64)(p), m.MaxEntries()*m.ValueSize()/8)
+	return errors.Join(use(words), mapped.close())
 }

@@ -98,7 +98,7 @@ func (d *Daemon) openState() (err error) {
 }
 
 func (d *Daemon) run(ctx context.Context) error {
-	reader, err := d.state.Reader()
+	reader, err := d.state.Requests.Reader()
 	if err != nil {
 		return err
 	}
@@ -127,7 +127,7 @@ func (d *Daemon) run(ctx context.Context) error {
 	if err := d.pipeline.RenewLease(d.config.KeepFor); err != nil {
 		return err
 	}
-	d.links = links.New(d.state, d.pipeline, d.config, d.options.Reconcile, d.log)
+	d.links = links.New(d.state.Attacher, d.pipeline, d.config, d.options.Reconcile, d.log)
 
 	// What waits in the ring is read at once, and is to have names.
 	d.links.LearnNames()

@@ -116,7 +116,7 @@ func (s *service) report(ctx context.Context, d *Daemon) error {
 		return nil
 	}
 	d.log.Info("flatd is ready", "version", d.options.Version, "start", d.state.Start,
-		"interfaces", len(d.state.Attachments()), "control", s.control.Addr())
+		"interfaces", len(d.state.Attacher.Attachments()), "control", s.control.Addr())
 	s.notify(sd.SdNotifyReady + "\nSTATUS=" + d.statusLine())
 	d.tellStart()
 	debug.FreeOSMemory() // what the start took, mostly to load programs, is several times what comes after it

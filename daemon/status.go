@@ -59,7 +59,7 @@ func outputStatus(o outputs.Stats) api.OutputStatus {
 func (d *Daemon) Interfaces() []api.InterfaceStatus {
 	all := []api.InterfaceStatus{}
 	ahead := d.links.Ahead()
-	for _, a := range d.state.Attachments() {
+	for _, a := range d.state.Attacher.Attachments() {
 		all = append(all, api.InterfaceStatus{Name: a.Name, Index: a.Index, Mode: a.Mode, L3: a.L3, Ahead: ahead[a.Index]})
 	}
 	failing := d.links.Failing()

@@ -21,18 +21,6 @@ import (
 	"github.com/flatd/flatd/flows"
 )
 
-// Programs is what a Keeper may do with the state in the kernel.
-type Programs interface {
-	Attach(bpf.Interface) (changed bool, err error)
-	Detach(index int) error
-	Attachments() []bpf.Attachment
-	Leftovers() ([]int, error)
-	Ahead(index int) ([]string, error)
-	Mode(index int) bpf.Mode
-	SetMode(bpf.Mode)
-	SetTranslating(indexes []int)
-}
-
 // Events takes what happens to interfaces.
 type Events interface {
 	Status(action flows.Action, iface flows.Interface, message string)
@@ -44,7 +32,7 @@ type Events interface {
 // the same step: compare the wish with what is attached, and mend. All but
 // Configure, Ahead, Failing and Beat is for the goroutine of Run.
 type Keeper struct {
-	programs Programs
+	programs *bpf.Attacher
 	events   Events
 	log      *slog.Logger
 
@@ -76,7 +64,7 @@ const (
 
 // New takes how often to reconcile when nothing has changed, 0 for the
 // default.
-func New(programs Programs, events Events, c config.Config, every time.Duration, log *slog.Logger) *Keeper {
+func New(programs *bpf.Attacher, events Events, c config.Config, every time.Duration, log *slog.Logger) *Keeper {
 	if every == 0 {
 		every = ReconcileEvery
 	}

@@ -17,25 +17,6 @@ import (
 	"github.com/flatd/flatd/outputs"
 )
 
-// Programs is what a Pipeline may do with the state in the kernel.
-type Programs interface {
-	Apply(bpf.Settings) error
-	RenewLease(until uint64)
-	Count(bpf.Counter) (uint64, error)
-	Counters() (bpf.Counters, error)
-	Marks() bpf.Marks
-	SetMarks(*bpf.Reader, bpf.Marks)
-	Sweep(now uint64, limit time.Duration) (bpf.Swept, error)
-
-	Previous() (*bpf.Previous, error)
-	TakingOver() bool
-	TakeOver(*bpf.Previous) error
-	IsOurs(p *bpf.Previous, record []byte) bool
-	IsTheirs(p *bpf.Previous, record []byte) bool
-	DetachPrevious(*bpf.Previous) error
-	EndTakeOver() error
-}
-
 // Pipeline is the way of an event through the daemon:
 //
 //	reader.Next       the kernel's record, still in the ring
@@ -48,7 +29,7 @@ type Programs interface {
 // Requests that nobody answered take the same way: a sweep of the table of open
 // requests has the kernel's half put a record of each into the ring.
 type Pipeline struct {
-	state      Programs
+	state      *bpf.State
 	reader     *bpf.Reader
 	fanout     *outputs.Fanout
 	recent     *Recent
@@ -123,8 +104,8 @@ const (
 )
 
 // New makes one. Run is to follow, and before it TakeOver.
-func New(state Programs, reader *bpf.Reader, fanout *outputs.Fanout, recent *Recent, owners *cgroups.Tree, c config.Config, log *slog.Logger) *Pipeline {
-	marks := state.Marks()
+func New(state *bpf.State, reader *bpf.Reader, fanout *outputs.Fanout, recent *Recent, owners *cgroups.Tree, c config.Config, log *slog.Logger) *Pipeline {
+	marks := reader.Marks()
 	p := &Pipeline{
 		state: state, reader: reader, fanout: fanout, recent: recent, owners: owners,
 		clock: flows.NewClock(), log: log, began: bpf.BootTime(), summary: newSummarizer(c.Summary),
@@ -226,7 +207,7 @@ func (p *Pipeline) readAll() (n int, err error) {
 			item.Release()
 			continue
 		}
-		if p.previous != nil && p.state.IsTheirs(p.previous.state, record) {
+		if p.previous != nil && p.previous.state.IsTheirs(record) {
 			p.both.Add(1)
 			item.Release()
 			continue
@@ -288,7 +269,7 @@ func (p *Pipeline) enrich(e *flows.Event) {
 func (p *Pipeline) commit() error {
 	p.inFlight.settle()
 	p.inFlight.letGo(uint64(p.reader.Size() / 2))
-	p.state.SetMarks(p.reader, p.inFlight.marks())
+	p.reader.SetMarks(p.inFlight.marks())
 	p.backlog.Store(int64(p.reader.Backlog()))
 	p.outstanding.Store(int64(p.reader.Outstanding()))
 	p.atRisk.Store(int64(p.inFlight.atRisk()))
@@ -302,7 +283,7 @@ func (p *Pipeline) sweep() (full bool, err error) {
 	defer p.mu.Unlock()
 	p.clock.Refresh()
 	limit := p.measure.Load().Timeout
-	swept, err := p.state.Sweep(bpf.BootTime(), limit)
+	swept, err := p.state.Requests.Sweep(bpf.BootTime(), limit)
 	if err != nil {
 		return false, err
 	}

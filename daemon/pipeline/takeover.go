@@ -41,7 +41,7 @@ func (p *Pipeline) TakeOver() error {
 	}
 	p.inFlight.pass(previousRecords, t.readUpTo())
 	p.inFlight.pass(previousFull, mark{number: t.marks.RingFull})
-	if !p.state.TakingOver() {
+	if !previous.TakingOver() {
 		t.since.Store(bpf.BootTime()) // by a daemon before this one, some time ago
 	}
 	if !previous.CanSweep() {
@@ -76,7 +76,7 @@ func (p *Pipeline) Wake(keep time.Duration) error {
 	if p.previous == nil || p.previous.since.Load() != 0 {
 		return nil
 	}
-	if err := p.state.TakeOver(p.previous.state); err != nil {
+	if err := p.previous.state.TakeOver(); err != nil {
 		return err
 	}
 	p.previous.since.Store(bpf.BootTime())
@@ -110,7 +110,7 @@ func (p *Pipeline) publishPrevious(record []byte, t thing, to mark) {
 		item.Release()
 		return
 	}
-	if p.state.IsOurs(p.previous.state, record) {
+	if p.previous.state.IsOurs(record) {
 		p.both.Add(1)
 		item.Release()
 		return
@@ -204,7 +204,7 @@ func (p *Pipeline) reportBoth() {
 func (p *Pipeline) endTakeover() error {
 	t := p.previous
 	if !t.detached {
-		if err := p.state.DetachPrevious(t.state); err != nil {
+		if err := t.state.Detach(); err != nil {
 			return err
 		}
 		t.detached = true
@@ -225,7 +225,7 @@ func (p *Pipeline) endTakeover() error {
 	p.takingOver.Store(false)
 	p.log.Info("took over from the programs of another layout", "layout", t.state.Name(), "events", p.takenOver.Load())
 	p.Status(flows.ActionConfig, flows.Interface{}, "took over from the programs of layout "+t.state.Name())
-	return errors.Join(t.state.Remove(), p.state.EndTakeOver())
+	return t.state.End()
 }
 
 func leaseEnd(keep time.Duration) uint64 {
