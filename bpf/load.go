@@ -71,8 +71,8 @@ func specOf(load func() (*ebpf.CollectionSpec, error)) func() (*ebpf.CollectionS
 	}
 }
 
-// load loads and pins the programs; maps are pinned by name, or taken from their pins.
-func (s *State) load(spec *ebpf.CollectionSpec) error {
+// load loads and pins programs; maps are pinned by name, or taken from their pins.
+func (s *State) load(spec *ebpf.CollectionSpec, names []string) error {
 	maps, err := s.loadMaps(spec)
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
 		return otherLayout(s.dir, err)
@@ -81,12 +81,19 @@ func (s *State) load(spec *ebpf.CollectionSpec) error {
 		return explain(fmt.Errorf("load the maps: %w", err))
 	}
 	defer maps.Close() // but for what is taken out of it
-	programs, err := loadPrograms(spec, maps.Maps, basicPrograms)
+	programs, err := loadPrograms(spec, maps.Maps, names)
 	if err != nil {
 		return explain(fmt.Errorf("load the programs: %w", err))
 	}
-	s.programs, s.maps = namedPrograms(programs), namedMaps(maps.DetachMap)
-	return s.pinPrograms(programs)
+	if err := s.pinPrograms(programs.Programs); err != nil {
+		programs.Close()
+		return err
+	}
+	s.use(programs.Programs)
+	if s.maps.FlatEvents != nil {
+		return nil // opened before
+	}
+	return maps.Assign(&s.maps)
 }
 
 // The programs that every host needs, and those for devices without a link header.
@@ -105,29 +112,13 @@ func (s *State) needL3() error {
 	if err != nil {
 		return err
 	}
-	maps, err := s.loadMaps(spec)
-	if err != nil {
-		return explain(fmt.Errorf("open the maps: %w", err))
-	}
-	defer maps.Close()
-	programs, err := loadPrograms(spec, maps.Maps, l3Programs)
-	if err != nil {
-		return explain(fmt.Errorf("load the programs: %w", err))
-	}
-	l3 := namedPrograms(programs)
-	if err := s.pinPrograms(programs); err != nil {
-		l3.Close()
-		return err
-	}
-	s.programs.FlatIngressL3, s.programs.FlatEgressL3 = l3.FlatIngressL3, l3.FlatEgressL3
-	return nil
+	return s.load(spec, l3Programs)
 }
 
 func (s *State) loadMaps(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
 	spec = spec.Copy()
 	spec.Programs = nil
 	options := ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: s.dir}, MapReplacements: make(map[string]*ebpf.Map)}
-	// It outlives layouts, so its pin is not in the directory of one.
 	sequence, err := s.pinnedSequence(spec.Maps[kernelMapFlatSequence])
 	if err != nil {
 		return nil, err
@@ -144,10 +135,10 @@ func (s *State) loadMaps(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
 
 // loadPrograms loads programs at once, for the verifier takes its time and works
 // for each on a CPU of its own.
-func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, names []string) (map[string]*ebpf.Program, error) {
+func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, names []string) (*ebpf.Collection, error) {
 	var mu sync.Mutex
 	var tasks errgroup.Group
-	programs := make(map[string]*ebpf.Program)
+	programs := &ebpf.Collection{Programs: make(map[string]*ebpf.Program)}
 	for _, name := range names {
 		alone := spec.Copy()
 		alone.Programs = map[string]*ebpf.ProgramSpec{name: spec.Programs[name].Copy()}
@@ -159,49 +150,28 @@ func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, names []
 			defer loaded.Close() // but for the program
 			mu.Lock()
 			defer mu.Unlock()
-			programs[name] = loaded.DetachProgram(name)
+			programs.Programs[name] = loaded.DetachProgram(name)
 			return nil
 		})
 	}
 	if err := tasks.Wait(); err != nil {
-		for _, p := range programs {
-			p.Close()
-		}
+		programs.Close()
 		return nil, err
 	}
 	return programs, nil
 }
 
-// namedPrograms may lack those for devices without a link header.
-func namedPrograms(programs map[string]*ebpf.Program) kernelPrograms {
-	return kernelPrograms{
-		FlatEgress:    programs[kernelProgFlatEgress],
-		FlatEgressL3:  programs[kernelProgFlatEgressL3],
-		FlatIngress:   programs[kernelProgFlatIngress],
-		FlatIngressL3: programs[kernelProgFlatIngressL3],
-		FlatTimeout:   programs[kernelProgFlatTimeout],
-	}
-}
-
-func namedMaps(named func(string) *ebpf.Map) kernelMaps {
-	return kernelMaps{
-		FlatAttempts:     named(kernelMapFlatAttempts),
-		FlatCounters:     named(kernelMapFlatCounters),
-		FlatEvents:       named(kernelMapFlatEvents),
-		FlatFlows:        named(kernelMapFlatFlows),
-		FlatHints:        named(kernelMapFlatHints),
-		FlatHistograms:   named(kernelMapFlatHistograms),
-		FlatNets:         named(kernelMapFlatNets),
-		FlatOurs:         named(kernelMapFlatOurs),
-		FlatQuestions:    named(kernelMapFlatQuestions),
-		FlatRecentOurs:   named(kernelMapFlatRecentOurs),
-		FlatRecentTheirs: named(kernelMapFlatRecentTheirs),
-		FlatScratch:      named(kernelMapFlatScratch),
-		FlatSeen:         named(kernelMapFlatSeen),
-		FlatSequence:     named(kernelMapFlatSequence),
-		FlatSettings:     named(kernelMapFlatSettings),
-		FlatSettings2:    named(kernelMapFlatSettings2),
-		FlatSlots:        named(kernelMapFlatSlots),
-		FlatTheirs:       named(kernelMapFlatTheirs),
+// use takes programs into use. It may lack some.
+func (s *State) use(programs map[string]*ebpf.Program) {
+	for name, place := range map[string]**ebpf.Program{
+		kernelProgFlatEgress:    &s.programs.FlatEgress,
+		kernelProgFlatEgressL3:  &s.programs.FlatEgressL3,
+		kernelProgFlatIngress:   &s.programs.FlatIngress,
+		kernelProgFlatIngressL3: &s.programs.FlatIngressL3,
+		kernelProgFlatTimeout:   &s.programs.FlatTimeout,
+	} {
+		if p := programs[name]; p != nil {
+			*place = p
+		}
 	}
 }

@@ -151,13 +151,17 @@ func (s *State) start(spec *ebpf.CollectionSpec) (Start, error) {
 	case err != nil:
 		return "", err
 	case pinned == nil:
-		return StartFresh, s.load(spec)
-	default:
-		if s.adopt(spec, pinned) {
-			return StartAdopt, nil
-		}
-		return StartReplace, s.replace(spec)
+		return StartFresh, s.load(spec, basicPrograms)
+	case s.adopt(spec, pinned):
+		return StartAdopt, nil
 	}
+	for _, name := range l3Programs { // loaded anew when they are needed
+		if err := s.unpinProgram(name); err != nil {
+			return "", err
+		}
+	}
+	// The interfaces go over when they are attached.
+	return StartReplace, s.load(spec, basicPrograms)
 }
 
 // adopt takes over the pinned programs and maps if they are what this binary
@@ -172,15 +176,15 @@ func (s *State) adopt(spec *ebpf.CollectionSpec, pinned map[string]*ebpf.Program
 			return false
 		}
 	}
-	if err := s.openMaps(spec); err != nil {
+	maps, err := s.openMaps(spec)
+	if err != nil {
 		return false
 	}
-	if !s.usePinned(spec, pinned) {
-		s.maps.Close()
-		s.maps = kernelMaps{}
+	defer maps.Close() // but for what is taken out of it
+	if !usePinned(spec, pinned, maps.Maps) || maps.Assign(&s.maps) != nil {
 		return false
 	}
-	s.programs = namedPrograms(pinned)
+	s.use(pinned)
 	return true
 }
 
@@ -202,17 +206,14 @@ func isLoaded(spec *ebpf.ProgramSpec, p *ebpf.Program) bool {
 
 // usePinned tells programs that work on the pinned maps from those whose maps
 // were unpinned, and made anew, by a start that was cut short.
-func (s *State) usePinned(spec *ebpf.CollectionSpec, programs map[string]*ebpf.Program) bool {
+func usePinned(spec *ebpf.CollectionSpec, programs map[string]*ebpf.Program, maps map[string]*ebpf.Map) bool {
 	pinned := make(map[string]ebpf.MapID)
-	for name, m := range spec.Maps {
-		if m.Pinning != ebpf.PinByName {
-			continue
-		}
-		id, err := pinnedID(s.pinOf(m.Name))
+	for name, m := range maps {
+		info, err := m.Info()
 		if err != nil {
 			return false
 		}
-		pinned[name] = id
+		pinned[name], _ = info.ID() // 0 is none's
 	}
 	for name, p := range programs {
 		if !uses(p, spec.Programs[name], pinned) {
@@ -235,31 +236,6 @@ func uses(p *ebpf.Program, spec *ebpf.ProgramSpec, pinned map[string]ebpf.MapID)
 		}
 	}
 	return true
-}
-
-func pinnedID(path string) (ebpf.MapID, error) {
-	m, err := ebpf.LoadPinnedMap(path, nil)
-	if err != nil {
-		return 0, err
-	}
-	defer m.Close()
-	info, err := m.Info()
-	if err != nil {
-		return 0, err
-	}
-	id, _ := info.ID() // 0 is none's
-	return id, nil
-}
-
-// replace loads this binary's programs against the maps that are there, and
-// makes maps that are missing. The interfaces go over when they are attached.
-func (s *State) replace(spec *ebpf.CollectionSpec) error {
-	for _, name := range l3Programs { // loaded anew when they are needed
-		if err := s.unpinProgram(name); err != nil {
-			return err
-		}
-	}
-	return s.load(spec)
 }
 
 // pinned opens the programs in the pin directory; nil if there is no map
@@ -285,28 +261,29 @@ func (s *State) pinned(spec *ebpf.CollectionSpec) (map[string]*ebpf.Program, err
 }
 
 // openMaps opens the pinned maps, all of which must be as spec says.
-func (s *State) openMaps(spec *ebpf.CollectionSpec) (err error) {
-	s.maps = namedMaps(func(name string) *ebpf.Map {
+func (s *State) openMaps(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+	opened := &ebpf.Collection{Maps: make(map[string]*ebpf.Map)}
+	for name, m := range spec.Maps {
+		if m.Pinning != ebpf.PinByName {
+			continue
+		}
+		pinned, err := ebpf.LoadPinnedMap(s.pinOf(m.Name), nil)
+		if err == nil {
+			opened.Maps[name] = pinned
+			err = m.Compatible(pinned)
+		}
 		if err != nil {
-			return nil
+			opened.Close()
+			return nil, err
 		}
-		var m *ebpf.Map
-		if m, err = ebpf.LoadPinnedMap(s.pinOf(name), nil); err == nil {
-			err = spec.Maps[name].Compatible(m)
-		}
-		return m
-	})
-	if err != nil {
-		s.maps.Close()
-		s.maps = kernelMaps{}
 	}
-	return err
+	return opened, nil
 }
 
 // pinOf is where a map is pinned.
 func (s *State) pinOf(name string) string {
 	if name == kernelMapFlatSequence {
-		return s.sequencePath()
+		return filepath.Join(s.root, name) // it outlives layouts
 	}
 	return filepath.Join(s.dir, name)
 }
@@ -315,41 +292,32 @@ func otherLayout(dir string, err error) error {
 	return fmt.Errorf("%s holds maps of another layout: %w; remove them with `flatctl detach`", dir, err)
 }
 
-// sequencePath is where the map with the number of the latest record is pinned.
-func (s *State) sequencePath() string { return filepath.Join(s.root, kernelMapFlatSequence) }
-
 // pinnedSequence opens the map with the number of the latest record, and makes it if
 // there is none. That of layout 2, which kept it in its own directory, is taken over:
 // programs of both count in the same map. The caller closes it.
 func (s *State) pinnedSequence(spec *ebpf.MapSpec) (*ebpf.Map, error) {
-	m, err := ebpf.LoadPinnedMap(s.sequencePath(), nil)
-	if err == nil {
-		return m, s.startSequence(m)
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return nil, explain(fmt.Errorf("open the pinned sequence: %w", err))
-	}
-	if m, err = sequenceOfLayout2(s.root); err != nil {
-		return nil, err
-	}
-	if m == nil {
-		spec = spec.Copy()
-		spec.Pinning = ebpf.PinNone
-		if m, err = ebpf.NewMap(spec); err != nil {
-			return nil, explain(fmt.Errorf("make the sequence: %w", err))
+	path := s.pinOf(kernelMapFlatSequence)
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		m, err := sequenceOfLayout2(s.root)
+		if m != nil {
+			defer m.Close()
+			err = m.Pin(path)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("pin the sequence of layout 2: %w", err)
 		}
 	}
-	if err := errors.Join(s.startSequence(m), m.Pin(s.sequencePath())); err != nil {
-		m.Close()
-		return nil, fmt.Errorf("pin the sequence: %w", err)
+	m, err := ebpf.NewMapWithOptions(spec, ebpf.MapOptions{PinPath: s.root})
+	if err != nil {
+		return nil, fmt.Errorf("open the pinned sequence: %w", err)
 	}
-	return m, nil
+	return m, startSequence(m)
 }
 
 // startSequence gives a new sequence its first number: the microseconds since
 // boot, which is further than any earlier one that was removed can have come.
 // So no two events of a boot have the same.
-func (s *State) startSequence(m *ebpf.Map) error {
+func startSequence(m *ebpf.Map) error {
 	var numbering kernelFlatNumbering
 	if err := m.Lookup(uint32(0), &numbering); err != nil {
 		return fmt.Errorf("look at the sequence: %w", err)
