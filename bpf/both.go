@@ -16,36 +16,47 @@ const seenOurs = 1 << 63
 // IsOurs reports whether a record of the ring of p is of a request that our programs
 // report themselves: both have begun it.
 func (p *Previous) IsOurs(record []byte) bool {
-	if p.two != nil && p.two.isAnswer(record) {
+	r := recordOf(record)
+	if r == nil {
+		return false
+	}
+	if p.two != nil && p.two.isAnswer(r) {
 		return true
 	}
 	var theirs uint64
 	if p.open.shared != nil {
 		theirs = atomic.LoadUint64(&p.open.shared.BothNs)
 	}
-	return isFromBefore(record, theirs, p.ours.shared) && began(record, p.ours.shared, p.ours.maps.FlatSeen)
+	return isFromBefore(r, theirs, p.ours.shared) && began(r, p.ours.shared, p.ours.maps.FlatSeen)
 }
 
 // IsTheirs reports whether a record of our ring is of a request that the programs of p
 // report themselves, from when p took over from us.
 func (p *Previous) IsTheirs(record []byte) bool {
-	if p.two != nil {
-		return p.two.isFrom(record)
-	}
-	if p.open.shared == nil || p.maps.FlatSeen == nil {
+	r := recordOf(record)
+	switch {
+	case r == nil:
+		return false
+	case p.two != nil:
+		return p.two.isFrom(r)
+	case p.open.shared == nil || p.maps.FlatSeen == nil:
 		return false
 	}
-	return isFromBefore(record, atomic.LoadUint64(&p.ours.shared.BothNs), p.open.shared) && began(record, p.open.shared, p.maps.FlatSeen)
+	return isFromBefore(r, atomic.LoadUint64(&p.ours.shared.BothNs), p.open.shared) && began(r, p.open.shared, p.maps.FlatSeen)
+}
+
+// recordOf is what all records begin with, nil of one that is cut short.
+func recordOf(record []byte) *kernelFlatRecord {
+	if len(record) < int(unsafe.Sizeof(kernelFlatRecord{})) {
+		return nil
+	}
+	return (*kernelFlatRecord)(unsafe.Pointer(&record[0]))
 }
 
 // isFromBefore reports whether others, with these words, took over from the programs of a
 // record after these had begun its request. If each took over from the other, the last one
 // to do so reports it, whoever reads: a daemon of either may be killed. model: BOTH_SINCE
-func isFromBefore(record []byte, since uint64, others *shared) bool {
-	r := (*kernelFlatRecord)(unsafe.Pointer(&record[0]))
-	if len(record) < int(unsafe.Sizeof(*r)) {
-		return false
-	}
+func isFromBefore(r *kernelFlatRecord, since uint64, others *shared) bool {
 	return atomic.LoadUint64(&others.BothNs) > since || r.EndNs-r.DurationNs < since
 }
 
@@ -53,22 +64,19 @@ func isFromBefore(record []byte, since uint64, others *shared) bool {
 // record of others: before it ended. Not before it was sent, for after a roll-back the
 // others are in front and see each packet first. What ended before the note is only the
 // others'. model: SEEN_SINCE
-func began(record []byte, words *shared, seen *ebpf.Map) bool {
-	r := (*kernelFlatRecord)(unsafe.Pointer(&record[0]))
+func began(r *kernelFlatRecord, words *shared, seen *ebpf.Map) bool {
 	since := atomic.LoadUint64(&words.BothNs)
-	if len(record) < int(unsafe.Sizeof(*r)) || since == 0 || r.EndNs < since {
+	if since == 0 || r.EndNs < since {
 		return false
 	}
-	side, key := keyOf(record, words)
+	side, key := keyOf(r, words)
 	var value uint64
 	err := seen.Lookup(seenHash(words.Seed, side, &key, 0), &value)
 	return err == nil && value&seenOurs != 0 && value&^seenOurs <= r.EndNs
 }
 
 // keyOf is the key of the exchange that a record is about, for programs with these words.
-func keyOf(record []byte, words *shared) (side uint8, key kernelFlatKey) {
-	r := (*kernelFlatDnsRecord)(unsafe.Pointer(&record[0]))
-	h := &r.Record
+func keyOf(h *kernelFlatRecord, words *shared) (side uint8, key kernelFlatKey) {
 	key.Local, key.LocalPort = h.Source, h.SourcePort
 	key.Remote, key.RemotePort = h.Destination, h.DestinationPort
 	if h.Side == SideServer {
@@ -82,6 +90,7 @@ func keyOf(record []byte, words *shared) (side uint8, key kernelFlatKey) {
 	case kindICMP:
 		id = uint64(h.Id)
 	case kindDNS:
+		r := (*kernelFlatDnsRecord)(unsafe.Pointer(h))
 		question := r.Question[:min(int(h.QuestionLength), len(r.Question))]
 		id = uint64(h.Id)<<dnsIDShift | questionHash(words.Seed, question)
 	}

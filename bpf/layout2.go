@@ -257,9 +257,8 @@ func newest(times map[string]uint64) (latest uint64) {
 
 // isFrom reports whether a record of our ring is of a request that those of layout 2 have
 // measured too, when they were back.
-func (l *layout2) isFrom(record []byte) bool {
-	r := (*kernelFlatRecord)(unsafe.Pointer(&record[0]))
-	if l.again == nil || len(record) < int(unsafe.Sizeof(*r)) {
+func (l *layout2) isFrom(r *kernelFlatRecord) bool {
+	if l.again == nil {
 		return false
 	}
 	asks := egress
@@ -279,12 +278,11 @@ func (l *layout2) isFrom(record []byte) bool {
 
 // isAnswer reports whether what those of layout 2 took for a UDP request, when they were back,
 // was the answer to one of ours.
-func (l *layout2) isAnswer(record []byte) bool {
-	r := (*kernelFlatRecord)(unsafe.Pointer(&record[0]))
-	if !l.back || !l.awake || len(record) < int(unsafe.Sizeof(*r)) || r.Kind != kindUDP || r.EndNs-r.DurationNs < l.tookOver {
+func (l *layout2) isAnswer(r *kernelFlatRecord) bool {
+	if !l.back || !l.awake || r.Kind != kindUDP || r.EndNs-r.DurationNs < l.tookOver {
 		return false
 	}
-	side, key := keyOf(record, l.state.shared)
+	side, key := keyOf(r, l.state.shared)
 	return l.knowsFlow(SideClient+SideServer-side, &key)
 }
 
