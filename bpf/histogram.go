@@ -49,24 +49,19 @@ func (s *State) Histograms() ([]Histogram, error) {
 	var perCPU []kernelFlatHistogram
 	entries := s.maps.FlatHistograms.Iterate()
 	for entries.Next(&key, &perCPU) {
-		h := Histogram{HistogramKey: HistogramKey{
-			Ifindex: int(key.Ifindex), Kind: key.Kind, Side: key.Side, Result: key.Result, IPv6: key.Ipv6 != 0,
-		}}
+		k := HistogramKey{Ifindex: int(key.Ifindex), Kind: key.Kind, Side: key.Side, Result: key.Result, IPv6: key.Ipv6 != 0}
+		place, ok := places[k]
+		if !ok {
+			place = len(all)
+			places[k] = place
+			all = append(all, Histogram{HistogramKey: k})
+		}
+		h := &all[place]
 		for i := range perCPU {
 			h.Sum += time.Duration(perCPU[i].SumNs)
 			for b, n := range perCPU[i].Buckets {
 				h.Buckets[b] += n
 			}
-		}
-		place, ok := places[h.HistogramKey]
-		if !ok {
-			places[h.HistogramKey] = len(all)
-			all = append(all, h)
-			continue
-		}
-		all[place].Sum += h.Sum
-		for b, n := range h.Buckets {
-			all[place].Buckets[b] += n
 		}
 	}
 	if err := entries.Err(); err != nil {

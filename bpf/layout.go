@@ -39,26 +39,11 @@ func (l layout) dir(pinPath string) string { return filepath.Join(pinPath, l.Str
 // other while one takes over from the other.
 func (l layout) handle(pinPath string) uint32 {
 	hash := fnv.New32a()
-	hash.Write([]byte(filepath.Clean(pinPath)))
-	low := hash.Sum32() ^ uint32(l.abi-1)
-	if l.object != "" {
-		hash.Write([]byte(l.object))
-		low = hash.Sum32() ^ uint32(l.abi-1)
-	}
-	return 0xf1a70000 | low&0xffff
+	hash.Write([]byte(filepath.Clean(pinPath) + l.object))
+	return 0xf1a70000 | (hash.Sum32()^uint32(l.abi-1))&0xffff
 }
 
 var layoutName = regexp.MustCompile(`^v([0-9]+)(?:-([a-z0-9]+))?$`)
-
-// layoutNamed is the layout of a directory of that name, if it is one.
-func layoutNamed(name string) (layout, bool) {
-	m := layoutName.FindStringSubmatch(name)
-	if m == nil {
-		return layout{}, false
-	}
-	abi, err := strconv.Atoi(m[1])
-	return layout{abi, m[2]}, err == nil
-}
 
 // layoutsIn lists the layouts that have a directory below a pin path.
 func layoutsIn(pinPath string) (all []layout, err error) {
@@ -70,8 +55,12 @@ func layoutsIn(pinPath string) (all []layout, err error) {
 		return nil, fmt.Errorf("list the pin path: %w", err)
 	}
 	for _, entry := range entries {
-		if l, ok := layoutNamed(entry.Name()); ok && entry.IsDir() {
-			all = append(all, l)
+		name := layoutName.FindStringSubmatch(entry.Name())
+		if name == nil || !entry.IsDir() {
+			continue
+		}
+		if abi, err := strconv.Atoi(name[1]); err == nil {
+			all = append(all, layout{abi, name[2]})
 		}
 	}
 	return all, nil

@@ -27,22 +27,31 @@ func Remove(pinPath string) (removed []string, err error) {
 	if err != nil && lockErr == nil {
 		return nil, err
 	}
+	var errs []error
+	note := func(lines []string, err error) { removed, errs = append(removed, lines...), append(errs, err) }
 	// Filters live without pins, also those of the layouts of this version.
+	attached := slices.Clone(layouts)
 	for _, l := range []layout{{2, ""}, {ABI, objectFlat.name}, {ABI, objectFlat510.name}} {
-		if !slices.Contains(layouts, l) {
-			layouts = append(layouts, l)
+		if !slices.Contains(attached, l) {
+			attached = append(attached, l)
 		}
 	}
-	var errs []error
-	for _, l := range layouts {
-		detached, err := removeFilters(clsact{l.handle(pinPath)})
-		removed = append(removed, detached...)
-		errs = append(errs, err)
+	for _, l := range attached {
+		note(removeFilters(clsact{l.handle(pinPath)}))
 	}
-	if lockErr == nil {
-		unpinned, err := removePins(pinPath)
-		removed = append(removed, unpinned...)
-		errs = append(errs, err)
+	if lockErr != nil {
+		return removed, errors.Join(errs...)
+	}
+	// The pin path itself stays: tmpfiles.d made it for the next start, and others may have
+	// pins in it.
+	for _, l := range layouts {
+		note(removeDir(l.dir(pinPath)))
+	}
+	sequence := filepath.Join(pinPath, kernelMapFlatSequence)
+	if err := os.Remove(sequence); err == nil {
+		removed = append(removed, sequence)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, fmt.Errorf("unpin: %w", err))
 	}
 	return removed, errors.Join(errs...)
 }
@@ -56,29 +65,6 @@ func removeFilters(filters clsact) (removed []string, err error) {
 			continue
 		}
 		removed = append(removed, fmt.Sprintf("clsact filters of interface %d", index))
-	}
-	return removed, errors.Join(errs...)
-}
-
-// removePins removes the directories of all layouts below pinPath, and what they have in
-// common. That itself stays: tmpfiles.d made it for the next start, and others may have
-// pins in it.
-func removePins(pinPath string) (removed []string, err error) {
-	layouts, err := layoutsIn(pinPath)
-	if err != nil {
-		return nil, err
-	}
-	var errs []error
-	for _, l := range layouts {
-		pins, err := removeDir(l.dir(pinPath))
-		removed = append(removed, pins...)
-		errs = append(errs, err)
-	}
-	sequence := filepath.Join(pinPath, kernelMapFlatSequence)
-	if err := os.Remove(sequence); err == nil {
-		removed = append(removed, sequence)
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		errs = append(errs, fmt.Errorf("unpin: %w", err))
 	}
 	return removed, errors.Join(errs...)
 }
