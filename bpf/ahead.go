@@ -46,19 +46,25 @@ func (a *Attacher) aheadOfLink(index int, d direction) (ahead []string, err erro
 	if err != nil {
 		return nil, err
 	}
+	return othersInChain(index, d, own.ID)
+}
+
+// othersInChain tells of the tcx programs of others that stand before a link of ours, which
+// may be none.
+func othersInChain(index int, d direction, own link.ID) (others []string, err error) {
 	chain, err := tcxChain(index, d)
 	if err != nil {
 		return nil, err
 	}
 	for _, p := range chain {
-		if id, ok := p.LinkID(); ok && id == own.ID {
+		if id, ok := p.LinkID(); ok && id == own {
 			break
 		}
 		if !isFlatd(p) {
-			ahead = append(ahead, describeTCX(p))
+			others = append(others, fmt.Sprintf("tcx program %d (`bpftool prog show id %d`)", p.ID, p.ID))
 		}
 	}
-	return ahead, nil
+	return others, nil
 }
 
 // isFlatd reports whether a program is one of flatd's, perhaps of another layout. It
@@ -76,16 +82,10 @@ func isFlatd(p link.AttachedProgram) bool {
 // aheadOfFilter tells of the filters that stand before ours, and of the tcx
 // programs, which the kernel runs before any filter.
 func (a *Attacher) aheadOfFilter(index int, d direction) (ahead []string, err error) {
-	chain, err := tcxChain(index, d)
-	if err != nil {
+	if ahead, err = othersInChain(index, d, 0); err != nil {
 		return nil, err
 	}
-	for _, p := range chain {
-		if !isFlatd(p) {
-			ahead = append(ahead, describeTCX(p))
-		}
-	}
-	filters, err := netlink.FilterList(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: index}}, clsactParent(d))
+	filters, err := listFilters(index, d)
 	if err != nil {
 		return nil, err
 	}
@@ -111,11 +111,7 @@ func (a *Attacher) aheadOfFilter(index int, d direction) (ahead []string, err er
 // tcxChain lists what is attached to a hook of this namespace's interface; on
 // a kernel without tcx that is nothing.
 func tcxChain(index int, d direction) ([]link.AttachedProgram, error) {
-	attach := ebpf.AttachTCXIngress
-	if d == egress {
-		attach = ebpf.AttachTCXEgress
-	}
-	found, err := link.QueryPrograms(link.QueryOptions{Target: index, Attach: attach})
+	found, err := link.QueryPrograms(link.QueryOptions{Target: index, Attach: d.tcx()})
 	// Before Linux 6.6 the kernel does not know what is asked for.
 	if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 		return nil, nil
@@ -124,10 +120,6 @@ func tcxChain(index int, d direction) ([]link.AttachedProgram, error) {
 		return nil, explain(fmt.Errorf("list the tcx programs: %w", err))
 	}
 	return found.Programs, nil
-}
-
-func describeTCX(p link.AttachedProgram) string {
-	return fmt.Sprintf("tcx program %d (`bpftool prog show id %d`)", p.ID, p.ID)
 }
 
 func describeFilter(f netlink.Filter) string {

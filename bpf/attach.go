@@ -53,6 +53,13 @@ const (
 
 var directions = []direction{ingress, egress}
 
+func (d direction) tcx() ebpf.AttachType {
+	if d == ingress {
+		return ebpf.AttachTCXIngress
+	}
+	return ebpf.AttachTCXEgress
+}
+
 // Attacher attaches the programs to interfaces. What it finds in the kernel counts, not
 // what it remembers. It is for one goroutine, but that any may call Mode and Attachments.
 // It shares the words with the programs, and when flatd was blind with the OpenRequests.
@@ -247,12 +254,8 @@ func (a *Attacher) linkTCX(iface Interface, d direction) (changed bool, err erro
 		return false, errVanished(a.links)
 	}
 
-	attach := ebpf.AttachTCXIngress
-	if d == egress {
-		attach = ebpf.AttachTCXEgress
-	}
 	a.state.shared.setAttaching(iface.Index)
-	l, err := link.AttachTCX(link.TCXOptions{Interface: iface.Index, Program: program, Attach: attach, Anchor: link.Head()})
+	l, err := link.AttachTCX(link.TCXOptions{Interface: iface.Index, Program: program, Attach: d.tcx(), Anchor: link.Head()})
 	if err != nil {
 		return false, explain(fmt.Errorf("attach to %s: %w", d, err))
 	}

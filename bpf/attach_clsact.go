@@ -26,6 +26,10 @@ func clsactParent(d direction) uint32 {
 	return netlink.HANDLE_MIN_EGRESS
 }
 
+func listFilters(index int, d direction) ([]netlink.Filter, error) {
+	return netlink.FilterList(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: index}}, clsactParent(d))
+}
+
 // attachClsact adds our filters to the interface's clsact qdisc, and that
 // qdisc if there is none.
 func (a *Attacher) attachClsact(iface Interface) (changed bool, err error) {
@@ -72,11 +76,10 @@ func (a *Attacher) attachClsact(iface Interface) (changed bool, err error) {
 	return changed, nil
 }
 
-// findFilter returns our filter, nil if there is none, or an error if somebody
+// find returns our filter, nil if there is none, or an error if somebody
 // else's stands in its place.
 func (c clsact) find(index int, d direction) (*netlink.BpfFilter, error) {
-	link := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: index}}
-	filters, err := netlink.FilterList(link, clsactParent(d))
+	filters, err := listFilters(index, d)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) {
 		return nil, nil // no clsact qdisc, no such interface
 	}
@@ -100,7 +103,7 @@ func (c clsact) find(index int, d direction) (*netlink.BpfFilter, error) {
 	return nil, nil
 }
 
-// detachClsact removes our filters and nothing else.
+// detach removes our filters and nothing else.
 func (c clsact) detach(index int) error {
 	var errs []error
 	for _, d := range directions {
@@ -115,7 +118,7 @@ func (c clsact) detach(index int) error {
 	return errors.Join(errs...)
 }
 
-// clsactInterfaces lists the interfaces that carry a filter of ours.
+// interfaces lists the interfaces that carry a filter of ours.
 func (c clsact) interfaces() ([]int, error) {
 	links, err := netlink.LinkList()
 	if err != nil {
