@@ -61,8 +61,8 @@ func (d direction) tcx() ebpf.AttachType {
 }
 
 // Attacher attaches the programs to interfaces. What it finds in the kernel counts, not
-// what it remembers. It is for one goroutine, but that any may call Mode and Attachments.
-// It shares the words with the programs, and when flatd was blind with the OpenRequests.
+// what it remembers. One goroutine may use it; any may call Mode and Attachments, which
+// lock. It writes the programs' words by atomics, and blind of the OpenRequests has a lock.
 type Attacher struct {
 	state  *State
 	mode   Mode

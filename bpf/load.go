@@ -161,7 +161,7 @@ func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, names []
 	return programs, nil
 }
 
-// use takes programs into use. It may lack some.
+// use puts programs, perhaps not all, into their places.
 func (s *State) use(programs map[string]*ebpf.Program) {
 	for name, place := range map[string]**ebpf.Program{
 		kernelProgFlatEgress:    &s.programs.FlatEgress,

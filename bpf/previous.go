@@ -21,8 +21,8 @@ import (
 // the records and the marks. What layout 2 has
 // is in layout2.go.
 //
-// It is for the goroutine that has the OpenRequests, but that TakeOver may be called by
-// another while that one does not sweep.
+// The goroutine that has the OpenRequests may use it. Another may call TakeOver while that
+// one does not sweep.
 type Previous struct {
 	ours   *State // whose programs take over
 	layout layout

@@ -27,8 +27,8 @@ const (
 	phaseFinish
 )
 
-// shared is struct flat_shared_words of shared.h, in the programs' memory. What changes in
-// it while they run does so by atomics: any goroutine may.
+// shared is struct flat_shared_words of shared.h, in the programs' memory. All that changes
+// while they run is read and written by atomics, from any goroutine.
 type shared struct{ kernelFlatSharedWords }
 
 // openShared maps the words of a layout from 3 on, at the beginning of its variables.

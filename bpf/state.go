@@ -45,9 +45,9 @@ const (
 //	    v3-flat/flat_ingress …        programs
 //	    v3-flat/links/4-ingress       tcx link of the interface with index 4
 //
-// Apply is for one goroutine at a time. Any may call RenewLease, Count, Counters and
-// Histograms, which touch nothing but the kernel's memory. What is for one goroutine alone
-// is in a type that only this one gets: the Attacher, the OpenRequests, the Previous.
+// One goroutine at a time may call Apply. Any may call RenewLease, Lease, Count, Counters and
+// Histograms, which use nothing but the kernel's memory. The methods that belong to one
+// goroutine alone are those of the Attacher, the OpenRequests and the Previous.
 type State struct {
 	Start Start
 	// Object is which of the two objects the kernel got: "flat", or "flat510" on Linux

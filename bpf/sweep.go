@@ -38,9 +38,9 @@ const (
 	leftAfter = time.Minute
 )
 
-// OpenRequests are the requests that wait for an answer: see table.h. They are for the
-// goroutine that reads the ring, alone. It shares the table and the words with the
-// programs, the words and when flatd was blind with the Attacher.
+// OpenRequests are the requests that wait for an answer (table.h), and the way to the ring.
+// One goroutine may use them, the one that reads the ring. The programs change the table
+// and the words meanwhile, hence the atomics; the Attacher adds to blind, which has a lock.
 type OpenRequests struct {
 	events       *ebpf.Map     // the ring
 	timeout      *ebpf.Program // flat_timeout
@@ -116,7 +116,7 @@ func (o *OpenRequests) Sweep(now uint64, limit time.Duration) (Swept, error) {
 	return swept, err
 }
 
-// sweep is Sweep without what our programs need besides.
+// sweep is Sweep for the programs of any layout from 3 on: it changes none of their words.
 func (o *OpenRequests) sweep(now uint64, limit time.Duration) (swept Swept, err error) {
 	err = o.each(func(side uint8, hash uint64, r *kernelFlatRequest) error {
 		overdue := o.blind.judge(now, limit, side, hash, r)

@@ -15,8 +15,8 @@ import (
 // A take-over, in its order: Previous finds the state of other programs and sets ours to
 // note what these begin; the daemon attaches ours in front of them; TakeOver copies what
 // they have open, has ours begin what is new and them nothing; the daemon reads their ring
-// until they have finished; Detach, End. handover.h is what the programs
-// do meanwhile, model/takeover.pml why each step is there.
+// until they have finished; Detach removes them, End their pins. handover.h is what the
+// programs do meanwhile, model/takeover.pml why each step is there.
 
 // Previous finds the state that a flatd of another layout left below the pin path, and
 // from which this one takes over; nil if there is none. Its programs go on until
@@ -164,7 +164,7 @@ func (p *Previous) TakeOver() error {
 	return nil
 }
 
-// Detach removes the programs of p from every interface.
+// Detach removes the programs of p from every interface. They must have finished.
 func (p *Previous) Detach() error {
 	if err := p.ours.maps.FlatSettings2.Delete(uint32(0)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("watch the settings of layout 2 no more: %w", err)
@@ -172,7 +172,7 @@ func (p *Previous) Detach() error {
 	return p.detach()
 }
 
-// End removes the pins of p, closes it, and has our programs be alone.
+// End removes the pins of p, closes p, and ends the phases: our programs are alone.
 func (p *Previous) End() error { return errors.Join(p.remove(), p.ours.beginWatch(nil)) }
 
 // inherit gives our programs what those of p have open, and which flows and attempts
