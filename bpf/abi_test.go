@@ -252,7 +252,11 @@ func layoutText(t *testing.T) string {
 			lines = append(lines, of.object+" "+line)
 		}
 	}
-	// These only user space knows.
+	return strings.Join(append(lines, marksText()...), "\n") + "\n"
+}
+
+// marksText describes the types that only user space knows.
+func marksText() (lines []string) {
 	for _, of := range []struct {
 		name string
 		reflect.Type
@@ -264,7 +268,7 @@ func layoutText(t *testing.T) string {
 		}
 		lines = append(lines, line)
 	}
-	return strings.Join(lines, "\n") + "\n"
+	return lines
 }
 
 // describe adds a line for a type that has members, and for those of its members.
