@@ -143,23 +143,23 @@ static __always_inline __u64 only_request(__u64 hash)
 }
 
 /* has_hint reports whether a request is to have a hint. */
-static __always_inline bool has_hint(enum hint which, const struct flat_request *r, __u32 ifindex)
+static __always_inline bool has_hint(enum hint which, const struct flat_key *key, __u32 ifindex)
 {
 	if (which == HINT_TUPLE)
-		return kind_of(&r->key) == KIND_DNS;
+		return kind_of(key) == KIND_DNS;
 	/* Of a datagram that is translated nothing is left but the far end and the near port. */
-	return is_translating(ifindex) && (which == HINT_FAR || kind_of(&r->key) != KIND_UDP);
+	return is_translating(ifindex) && (which == HINT_FAR || kind_of(key) != KIND_UDP);
 }
 
 /* enter_hints counts a request in all its hints. */
-__checked_alone int enter_hints(struct flat_request *r, __u64 hash)
+__checked_alone int enter_hints(struct flat_request *r, struct half *h)
 {
-	if (!r)
+	if (!r || !h)
 		return 0; /* never, but the verifier looks at this function alone */
 #pragma unroll
 	for (int which = 0; which < HINTS_OF_A_REQUEST; which++)
-		if (has_hint(which, r, r->ifindex) &&
-		    enter_hint(hint_hash(which, &r->key, r->isn), hash))
+		if (has_hint(which, &h->key, r->ifindex) &&
+		    enter_hint(hint_hash(which, &h->key, h->isn), h->hash))
 			r->traits |= hint_trait(which);
 	return 0;
 }

@@ -13,24 +13,6 @@
 #include "report.h"
 #include "table.h"
 
-/* new_request fills a cleared request with what is known of it, as of now. */
-static __always_inline void new_request(const struct __sk_buff *skb, const struct half *h,
-					struct flat_request *r)
-{
-	r->first_ns = h->now;
-	r->last_ns = h->now;
-	r->version = version_of(h->hash, h->now);
-	r->ifindex = skb->ifindex;
-	r->flags = h->flags;
-	r->ttl = h->ttl;
-	r->key = h->key;
-	r->isn = h->isn;
-	r->first_tsval = h->tsval;
-	r->last_tsval = h->tsval;
-	r->payload = h->payload;
-	r->vlan = h->vlan;
-}
-
 /* For how long requests without an answer are remembered, at most. */
 #define RECENT_NS (70ULL * 1000 * 1000 * 1000)
 
@@ -212,10 +194,49 @@ static __always_inline bool leave(struct flat_request *r, struct half *h,
 }
 
 /*
- * begin takes in a request that is new, as far as is known, and returns whether it is.
- * Where the table is full it is remembered, so that its answer can still be reported.
+ * new_request fills a place with what is known of a request as of now: all but the id and
+ * the version, which publish() writes.
  */
-static __always_inline bool begin(struct __sk_buff *skb, struct half *h, enum flat_side side)
+static __always_inline void new_request(struct __sk_buff *skb, struct half *h, enum flat_side side,
+					struct flat_request *r)
+{
+	r->first_ns = h->now;
+	r->last_ns = h->now;
+	r->ifindex = skb->ifindex;
+	r->state = STATE_OPEN;
+	r->traits = 0;
+	r->flags = h->flags;
+	r->ttl = h->ttl;
+	r->key.local = h->key.local;
+	r->key.remote = h->key.remote;
+	r->key.local_port = h->key.local_port;
+	r->key.remote_port = h->key.remote_port;
+	r->key.ifindex = h->key.ifindex;
+	r->cgroup = 0;
+	r->uid = 0;
+	r->pid = 0;
+	r->comm[0] = 0;
+	r->comm[1] = 0;
+	r->isn = h->isn;
+	r->first_tsval = h->tsval;
+	r->last_tsval = h->tsval;
+	r->repeats = 0;
+	r->payload = h->payload;
+	r->vlan = h->vlan;
+	r->crossed = false;
+	if (side == SIDE_CLIENT) {
+		attribute_socket(skb, &r->cgroup, &r->uid);
+		attribute_process(skb, h, r);
+	}
+	if (kind_of(&h->key) == KIND_DNS || is_translating(skb->ifindex))
+		enter_hints(r, h);
+}
+
+/*
+ * begin_in_map takes in a request whose slot is in use, and returns whether it is new. Where
+ * the table is full it is remembered, so that its answer can still be reported.
+ */
+__subprogram int begin_in_map(struct __sk_buff *skb, struct half *h, enum flat_side side)
 {
 	struct flat_scratch_values *values = scratch();
 	struct flat_open *open;
@@ -226,14 +247,9 @@ static __always_inline bool begin(struct __sk_buff *skb, struct half *h, enum fl
 		return false; /* never */
 	open = (void *)&values->open;
 	r = &open->request;
-	__builtin_memset(&values->open, 0, sizeof(values->open));
-	new_request(skb, h, r);
-	if (side == SIDE_CLIENT) {
-		attribute_socket(skb, &r->cgroup, &r->uid);
-		attribute_process(skb, h, r);
-	}
-	if (kind_of(&h->key) == KIND_DNS || is_translating(skb->ifindex))
-		enter_hints(r, h->hash);
+	new_request(skb, h, side, r);
+	r->key.id = h->key.id;
+	r->version = 0;
 	failed = enter(side, open, h->hash);
 	if (failed == -EEXIST) {
 		struct flat_request *found = find(side, &h->key, h->hash);
@@ -250,6 +266,19 @@ static __always_inline bool begin(struct __sk_buff *skb, struct half *h, enum fl
 		r->traits = REQUEST_OVERFLOW;
 		remember(side, r, h->hash, h->now);
 	}
+	return true;
+}
+
+/* begin takes in a request that is new, as far as is known, and returns whether it is. */
+static __always_inline bool begin(struct __sk_buff *skb, struct half *h, enum flat_side side)
+{
+	struct flat_request *r = take_slot(side, h->hash);
+
+	if (!r)
+		return begin_in_map(skb, h, side);
+	new_request(skb, h, side, r);
+	publish(r, h->key.id, h->hash);
+	count(COUNT_REQUESTS);
 	return true;
 }
 

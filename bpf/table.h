@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The table of open requests: find(), enter() and take_out().
+ * The table of open requests: find(), take_slot(), enter() and take_out().
  *
  * A request is known by the hash of its key. The hash names a slot. As a rule few
  * requests are open at a time: each lies in its slot, found without a helper, in
@@ -17,7 +17,6 @@
 #pragma once
 
 #include <linux/errno.h>
-#include <stddef.h>
 
 #include "half.h"
 
@@ -83,73 +82,54 @@ static __always_inline __u64 version_of(__u64 hash, __u64 first_ns)
 	return first_ns ^ hash;
 }
 
-/* The words of a request that are written last. */
-#define ID_WORD (offsetof(struct flat_request, key.id) / sizeof(__u64))
-#define VERSION_WORD (offsetof(struct flat_request, version) / sizeof(__u64))
-
 /*
- * fill_slot writes a request into the slot that it has taken. The id comes after the rest,
- * for whoever looks for the request compares the whole key, and the version last: before
- * that nobody can claim it (model: SEAL_LAST).
+ * publish makes a request that lies in its place one that can be found and ended. The id
+ * comes after the rest, for whoever looks for the request compares the whole key, and the
+ * version last: before that nobody can claim it (model: SEAL_LAST).
  */
-static __always_inline void fill_slot(struct flat_slot *slot, const struct flat_request *request)
+static __always_inline void publish(struct flat_request *request, __u64 id, __u64 hash)
 {
-	const __u64 *from = (const void *)request;
-	__u64 *to = (void *)&slot->request;
-
-#pragma unroll
-	for (__u32 i = 0; i < sizeof(*request) / sizeof(*to); i++)
-		if (i != ID_WORD && i != VERSION_WORD)
-			to[i] = from[i];
 	barrier();
-	slot->request.key.id = request->key.id;
+	request->key.id = id;
 	barrier();
-	slot->request.version = request->version;
-}
-
-/* insert_open puts a request into the hash map of its side. Its version comes last, as in a slot.
- */
-static __always_inline int insert_open(enum flat_side side, struct flat_open *open, __u64 hash)
-{
-	__u64 version = open->request.version;
-	struct flat_open *inside;
-	int failed; /* an int: before Linux 6.4 helpers leave the upper half as it is */
-
-	open->request.version = 0;
-	failed = bpf_map_update_elem(open_map(side), &hash, open, BPF_NOEXIST);
-	inside = failed ? 0 : bpf_map_lookup_elem(open_map(side), &hash);
-	if (inside)
-		inside->request.version = version;
-	open->request.version = version;
-	return failed;
+	request->version = version_of(hash, request->first_ns);
 }
 
 /*
- * enter takes a new request in. It returns a negative error number: -EEXIST if the
- * request is known, another one if there is no room.
+ * take_slot makes the slot of a new request the caller's, who fills and publishes it, or
+ * returns 0 if it is in use.
+ */
+static __always_inline struct flat_request *take_slot(enum flat_side side, __u64 hash)
+{
+	struct flat_slot *slot = slot_of(side, hash);
+
+	return slot && !slot->word && change(&slot->word, 0, tag_of(hash)) ? &slot->request : 0;
+}
+
+/*
+ * enter takes a new request, whose slot is in use, into the hash map. It returns a negative
+ * error number: -EEXIST if the request is known, another one if there is no room.
  */
 static __always_inline int enter(enum flat_side side, struct flat_open *open, __u64 hash)
 {
 	struct flat_slot *slot = slot_of(side, hash);
-	int failed;
+	struct flat_open *inside;
+	int failed = 0; /* an int: before Linux 6.4 helpers leave the upper half as it is */
 
-	if (slot) {
-		__u64 was;
-
-		if (!slot->word && change(&slot->word, 0, tag_of(hash))) {
-			fill_slot(slot, &open->request);
-			return 0;
-		}
-		was = fetch_add(&slot->word, 1); /* model: OTHERS_FIRST, before it is inserted */
-		if (has_tag(was, hash)) {	 /* it is there, or just being written */
+	/* model: OTHERS_FIRST, before it is inserted */
+	if (slot && has_tag(fetch_add(&slot->word, 1), hash))
+		failed = -EEXIST; /* it is there, or just being written */
+	if (!failed)
+		failed = bpf_map_update_elem(open_map(side), &hash, open, BPF_NOEXIST);
+	if (failed) {
+		if (slot)
 			__sync_fetch_and_add(&slot->word, -1);
-			return -EEXIST;
-		}
+		return failed;
 	}
-	failed = insert_open(side, open, hash);
-	if (failed && slot)
-		__sync_fetch_and_add(&slot->word, -1);
-	return failed;
+	inside = bpf_map_lookup_elem(open_map(side), &hash);
+	if (inside)
+		publish(&inside->request, open->request.key.id, hash);
+	return 0;
 }
 
 /*
