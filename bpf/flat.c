@@ -52,9 +52,10 @@ static __always_inline int observe(struct __sk_buff *skb, enum direction directi
 	protocol = read_ends(skb, &e, direction, link);
 	if (protocol) {
 		flow = flow_hash(&e, key_ifindex(skb));
-		if (protocol == IPPROTO_UDP ? pass_known(skb, direction, flow, &way)
+		if (protocol == IPPROTO_UDP ? pass_known(direction, flow, &way)
 					    : pass_reset(skb, direction, flow))
 			return NEXT;
+		way = opaque(skb, way);
 	}
 	parsed = parse(skb, &p, direction, link);
 	if (parsed == -COUNT_TRUNCATED) {

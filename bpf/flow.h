@@ -67,23 +67,16 @@ static __always_inline bool is_idle(__u64 now, __u64 word)
 #define ALL_WAYS (2 * FLOW_WAYS)
 
 /*
- * find_flow returns the place of a flow that is not idle in its set, or ALL_WAYS. The
- * verifier need not know which, and follow each.
+ * find_flow returns the place of a flow that is not idle in its set, or ALL_WAYS. Unless that
+ * is made opaque(), the verifier follows each place.
  */
-static __always_inline __u64 find_flow(const struct __sk_buff *skb, const struct flat_flow_set *set,
-				       __u64 hash, __u64 now)
+static __always_inline __u64 find_flow(const struct flat_flow_set *set, __u64 hash, __u64 now)
 {
-	const __u64 *ways = set->ours;
-	__u64 found = ALL_WAYS;
-
 #pragma unroll
-	for (int i = 0; i < ALL_WAYS; i++) {
-		if (has_tag(ways[i], hash) && !is_idle(now, ways[i])) {
-			found = i;
-			break;
-		}
-	}
-	return opaque(skb, found);
+	for (int i = 0; i < ALL_WAYS; i++)
+		if (has_tag(set->ours[i], hash) && !is_idle(now, set->ours[i]))
+			return i;
+	return ALL_WAYS;
 }
 
 /* way_at is the word at a place that find_flow has returned. */
@@ -155,15 +148,14 @@ static __always_inline bool is_nothing_new(__u64 word, __u64 now, bool is_answer
  * It pays for a look at one cache line. All others go on to observe_udp(), which need not
  * look for the flow again: way is its place.
  */
-static __always_inline bool pass_known(struct __sk_buff *skb, enum direction direction, __u64 hash,
-				       __u64 *way)
+static __always_inline bool pass_known(enum direction direction, __u64 hash, __u64 *way)
 {
 	struct flat_flow_set *set = flows_of(hash);
 	__u64 now = coarse_now(), *flow;
 
 	if (!set || is_asleep(now))
 		return false;
-	*way = find_flow(skb, set, hash, now);
+	*way = find_flow(set, hash, now);
 	if (*way >= ALL_WAYS)
 		return false;
 	flow = way_at(set, *way);

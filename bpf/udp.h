@@ -211,7 +211,7 @@ __subprogram int follow_flow(struct __sk_buff *skb, struct flat_options *s, stru
 	if (!set)
 		return true; /* never */
 	if (way == UNSEARCHED)
-		way = find_flow(skb, set, hash, h->now);
+		way = opaque(skb, find_flow(set, hash, h->now));
 	if (way >= ALL_WAYS)
 		return false;
 	if (is_answer_way(way, h->direction))
@@ -229,7 +229,7 @@ __subprogram int see_answered(struct __sk_buff *skb, struct half *h)
 
 	if (!set)
 		return 0; /* never */
-	way = find_flow(skb, set, hash, h->now);
+	way = opaque(skb, find_flow(set, hash, h->now));
 	if (way < ALL_WAYS)
 		see(way_at(set, way), hash, h->now, FLOW_ANSWERED);
 	return 0;
