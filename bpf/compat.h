@@ -30,8 +30,9 @@
 /* Before Linux 5.12 (e5069b9c23b3) the verifier checks functions alone only if their arguments are
  * numbers. */
 #define __checked_alone __subprogram
-/* That saves room on the stack, and the verifier of Linux 7.2 refuses is_ours_to_begin() as a
- * separate function: it takes what that reads of its caller's caller for never read again. */
+/* That saves room on the stack, and the verifier of Linux 7.2 refuses is_ours_to_begin() and
+ * begin_in_map() as separate functions: it takes what they read of their caller's caller for
+ * never read again. */
 #define __checked_or_inline static __always_inline
 
 /* clang needs more of the stack here: a function that has to leave some to its caller. */

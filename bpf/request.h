@@ -236,15 +236,15 @@ static __always_inline void new_request(struct __sk_buff *skb, struct half *h, e
  * begin_in_map takes in a request whose slot is in use, and returns whether it is new. Where
  * the table is full it is remembered, so that its answer can still be reported.
  */
-__subprogram int begin_in_map(struct __sk_buff *skb, struct half *h, enum flat_side side)
+__checked_or_inline bool begin_in_map(struct __sk_buff *skb, struct half *h, __u32 side)
 {
 	struct flat_scratch_values *values = scratch();
 	struct flat_open *open;
 	struct flat_request *r;
 	int failed;
 
-	if (!values)
-		return false; /* never */
+	if (!h || !values)
+		return false; /* never, but the verifier looks at this function alone */
 	open = (void *)&values->open;
 	r = &open->request;
 	new_request(skb, h, side, r);
