@@ -39,6 +39,7 @@ type Keeper struct {
 	config  atomic.Pointer[config.Config]
 	changed chan chan struct{} // config is new; close what comes when it is in force
 	Ready   chan struct{}      // closed when the interfaces there are have been attached
+	ended   chan struct{}      // closed when Run returns
 	beat    atomic.Int64       // unix seconds of the last reconciliation
 	failing atomic.Pointer[map[string]string]
 
@@ -70,7 +71,7 @@ func New(programs *bpf.Attacher, events Events, c config.Config, every time.Dura
 	}
 	l := &Keeper{
 		programs: programs, events: events, log: log, first: true, every: every,
-		changed: make(chan chan struct{}), Ready: make(chan struct{}),
+		changed: make(chan chan struct{}), Ready: make(chan struct{}), ended: make(chan struct{}),
 		names: make(map[int]string), putBack: make(map[int]time.Time),
 	}
 	l.config.Store(&c)
@@ -80,7 +81,7 @@ func New(programs *bpf.Attacher, events Events, c config.Config, every time.Dura
 }
 
 // Configure makes c the wish and returns when the interfaces are as it says,
-// as far as they can be, or ctx ends.
+// as far as they can be, or ctx or Run ends.
 func (l *Keeper) Configure(ctx context.Context, c config.Config) {
 	l.config.Store(&c)
 	done := make(chan struct{})
@@ -88,17 +89,21 @@ func (l *Keeper) Configure(ctx context.Context, c config.Config) {
 	case l.changed <- done:
 	case <-ctx.Done():
 		return
+	case <-l.ended:
+		return
 	}
 	select {
 	case <-done:
 	case <-ctx.Done():
+	case <-l.ended:
 	}
 }
 
 // Run reconciles at first, whenever the kernel reports a change, and from time
 // to time, until ctx ends. The subscription comes first, so that nothing is
-// missed in between.
+// missed in between. It is called once.
 func (l *Keeper) Run(ctx context.Context) error {
+	defer close(l.ended)
 	kernel, err := subscribe()
 	if err != nil {
 		return err
