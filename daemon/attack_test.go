@@ -291,7 +291,7 @@ func TestInterfaceNamesInMetrics(t *testing.T) {
 	}
 	defer response.Body.Close()
 	text, err := io.ReadAll(response.Body)
-	if err != nil || response.StatusCode != http.StatusOK || !strings.Contains(string(text), "flatd_interface_up{interface=\"od\x1b\uFFFDd\"} 1") {
+	if err != nil || response.StatusCode != http.StatusOK || !strings.Contains(string(text), "flatd_interface_up{interface=\"od\\\\u001b\uFFFDd\"} 1") {
 		t.Errorf("metrics: %s %v\n%.2000s", response.Status, err, text)
 	}
 	booksBalance(t, p)

@@ -3,13 +3,13 @@ package control
 import (
 	"net/http"
 	"runtime"
-	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/flatd/flatd/daemon/api"
+	"github.com/flatd/flatd/flows"
 )
 
 // metricsHandler serves the kernel's counters and histograms and the outputs'
@@ -106,9 +106,9 @@ func interfacesUp(all []api.InterfaceStatus) map[string]bool {
 	return up
 }
 
-// interfaceLabel is a name as Prometheus takes it. The kernel lets interfaces
-// have names of nearly any bytes, labels are UTF-8.
-func interfaceLabel(name string) string { return strings.ToValidUTF8(name, "\uFFFD") }
+// interfaceLabel is a name as Prometheus takes it, and as a terminal may show it. The kernel
+// lets interfaces have names of nearly any bytes, labels are UTF-8.
+func interfaceLabel(name string) string { return string(flows.AppendPrintable(nil, name)) }
 
 func truth(b bool) float64 {
 	if b {
