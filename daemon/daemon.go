@@ -72,6 +72,7 @@ func Run(ctx context.Context, options Options) (err error) {
 		return fmt.Errorf("%w:\n%w", config.ErrInvalid, err)
 	}
 	d := &Daemon{options: options, log: options.Log, config: loaded, started: time.Now()}
+	d.warnOfExposure()
 	if d.host, err = flows.LocalHost(); err != nil {
 		return err
 	}
@@ -222,6 +223,12 @@ func (d *Daemon) Config() config.Config {
 	return d.config
 }
 
+func (d *Daemon) warnOfExposure() {
+	for _, warning := range config.Exposed(d.options.ConfigPath) {
+		d.log.Warn("the configuration is not safe: " + warning)
+	}
+}
+
 // Reload reads the configuration again and puts it into force. If anything is
 // wrong with it nothing changes, and the error says what.
 func (d *Daemon) Reload() error {
@@ -258,6 +265,7 @@ func (d *Daemon) Reload() error {
 	ctx, cancel := context.WithTimeout(context.Background(), reloadTime)
 	defer cancel()
 	d.links.Configure(ctx, loaded)
+	d.warnOfExposure()
 	d.log.Info("configuration reloaded", "file", d.options.ConfigPath)
 	d.pipeline.Status(flows.ActionConfig, flows.Interface{}, "configuration reloaded")
 	return nil

@@ -87,6 +87,9 @@ func checkConfig(c *cobra.Command, path string) error {
 	if _, err := config.Load(path); err != nil {
 		return fmt.Errorf("%w:\n%w", config.ErrInvalid, err)
 	}
+	for _, warning := range config.Exposed(path) {
+		fmt.Fprintf(c.ErrOrStderr(), "warning: %s\n", warning)
+	}
 	fmt.Fprintf(c.OutOrStdout(), "%s: good\n", path)
 	return nil
 }

@@ -6,8 +6,11 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/flatd/flatd/bpf"
 )
@@ -90,17 +93,22 @@ func present(path string) bool {
 	return !strings.HasPrefix(path, "/run/credentials/") || own != "" && strings.HasPrefix(path, own+"/")
 }
 
-// readable tries to read from a file. Others than regular ones are not opened,
-// since a named pipe would hold up the caller.
-func readable(path string) error {
+// openRegular opens a file. Others than regular ones are refused, since a named pipe would
+// hold up the caller, and a device has no end.
+func openRegular(path string) (*os.File, error) {
 	info, err := os.Stat(path)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return fmt.Errorf("%s is not a regular file", path)
+		return nil, fmt.Errorf("%s is not a regular file", path)
 	}
-	f, err := os.Open(path)
+	return os.Open(path)
+}
+
+// readable tries to read from a file.
+func readable(path string) error {
+	f, err := openRegular(path)
 	if errors.Is(err, os.ErrPermission) {
 		return fmt.Errorf("%w; try again as root", err)
 	}
@@ -113,6 +121,23 @@ func readable(path string) error {
 		return fmt.Errorf("%s is empty", path)
 	}
 	return err
+}
+
+// Exposed lists which of the files and directories of a configuration others can write to, with
+// the way out: they decide what is measured, and where events go.
+func Exposed(path string) (warnings []string) {
+	dropIns, _ := dropInsOf(path) // Load reports the error
+	for _, p := range append([]string{filepath.Dir(path), path, path + ".d"}, dropIns...) {
+		var stat unix.Stat_t
+		switch err := unix.Stat(p, &stat); {
+		case err != nil, masks(p):
+		case stat.Mode&0o022 != 0 && stat.Mode&unix.S_ISVTX == 0:
+			warnings = append(warnings, fmt.Sprintf("others can write to %s, mode %#o; `chmod go-w %[1]s`", printable(p), stat.Mode&0o7777))
+		case stat.Uid != 0 && int(stat.Uid) != os.Geteuid():
+			warnings = append(warnings, fmt.Sprintf("%s belongs to uid %d, who can change it; `chown root:root %[1]s`", printable(p), stat.Uid))
+		}
+	}
+	return warnings
 }
 
 func (r *configReader) isSet(key string) bool {

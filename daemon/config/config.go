@@ -216,8 +216,18 @@ func dropInsOf(path string) ([]string, error) {
 	return paths, nil
 }
 
+// masks reports whether path is a link to /dev/null, which stands for an empty file as in the
+// directories of systemd.
+func masks(path string) bool {
+	to, err := filepath.EvalSymlinks(path)
+	return err == nil && to == os.DevNull
+}
+
 func readBounded(path string) (string, error) {
-	f, err := os.Open(path)
+	if masks(path) {
+		return "", nil
+	}
+	f, err := openRegular(path)
 	if err != nil {
 		return "", err
 	}

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -9,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/flatd/flatd/bpf"
 	"github.com/flatd/flatd/flows"
@@ -206,6 +209,58 @@ func TestOptionalFileMayBeMissing(t *testing.T) {
 	}
 	if files, err := readFiles(filepath.Join(dir, "none.toml"), true); err != nil || files != nil {
 		t.Errorf("%q, %v", files, err)
+	}
+}
+
+// What is no file is refused, not read: a FIFO has nothing to say, and a device no end.
+func TestLoadOddFiles(t *testing.T) {
+	for name, c := range map[string]struct {
+		make func(path string) error
+		want string // in the error; "": none
+	}{
+		"a FIFO":           {func(path string) error { return unix.Mkfifo(path, 0o600) }, "not a regular file"},
+		"an endless file":  {func(path string) error { return os.Symlink("/dev/zero", path) }, "not a regular file"},
+		"a directory":      {func(path string) error { return os.Mkdir(path, 0o700) }, "not a regular file"},
+		"a dangling link":  {func(path string) error { return os.Symlink("/nonexistent", path) }, "no such file"},
+		"a link to itself": {func(path string) error { return os.Symlink("50.toml", path) }, "too many levels"},
+		"a mask":           {func(path string) error { return os.Symlink(os.DevNull, path) }, ""},
+	} {
+		dir := writeConfigs(t, map[string]string{"flatd.toml": "", "flatd.toml.d/10.toml": ""})
+		if err := c.make(filepath.Join(dir, "flatd.toml.d", "50.toml")); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Load(filepath.Join(dir, "flatd.toml"))
+		if (err == nil) != (c.want == "") || err != nil && (!strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "50.toml")) {
+			t.Errorf("%s: error is %v, want %q", name, err, c.want)
+		}
+	}
+}
+
+func TestExposed(t *testing.T) {
+	for name, c := range map[string]struct {
+		path string // below the directory
+		mode os.FileMode
+		uid  int
+		want string
+	}{
+		"nothing":                         {"", 0o755, 0, ""},
+		"a file that all can write to":    {"flatd.toml", 0o666, 0, "chmod go-w"},
+		"a file of a group":               {"flatd.toml.d/10.toml", 0o664, 0, "chmod go-w"},
+		"a directory":                     {"", 0o777, 0, "chmod go-w"},
+		"a directory of drop-ins":         {"flatd.toml.d", 0o775, 0, "chmod go-w"},
+		"a directory like /tmp":           {"", 0o777 | os.ModeSticky, 0, ""},
+		"a file of somebody":              {"flatd.toml.d/10.toml", 0o644, 12345, "chown root:root"},
+		"a file that all can write\x1bto": {"flatd.toml.d/2\x1b.toml", 0o666, 0, `2\x1b.toml`},
+	} {
+		dir := writeConfigs(t, map[string]string{"flatd.toml": "", "flatd.toml.d/10.toml": "", "flatd.toml.d/2\x1b.toml": ""})
+		path := filepath.Join(dir, c.path)
+		if err := errors.Join(os.Chmod(dir, 0o755), os.Chmod(path, c.mode), os.Chown(path, c.uid, -1)); err != nil {
+			t.Skipf("%v; run as root", err)
+		}
+		got := Exposed(filepath.Join(dir, "flatd.toml"))
+		if c.want == "" && got != nil || c.want != "" && (len(got) != 1 || !strings.Contains(got[0], c.want) || strings.Contains(got[0], "\x1b")) {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
 	}
 }
 
