@@ -76,14 +76,15 @@ func Run(ctx context.Context, options Options) (err error) {
 	if d.host, err = flows.LocalHost(); err != nil {
 		return err
 	}
-	if d.service, err = openService(loaded.Socket, d.log); err != nil {
-		return err
-	}
-	defer d.service.close()
+	// First, for the state is locked: of two that start at once, one has come no further.
 	if err := d.openState(); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.state.Close()) }()
+	if d.service, err = openService(loaded.Socket, d.log); err != nil {
+		return err
+	}
+	defer d.service.close()
 	return d.run(ctx)
 }
 

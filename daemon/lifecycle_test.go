@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -235,6 +236,58 @@ func TestASecondDaemonIsTurnedAway(t *testing.T) {
 	out, err = client.Command(s.binary, "--config", other.write(t)).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), s.pins) || !strings.Contains(string(out), "another flatd") {
 		t.Errorf("a second daemon on the same pins ended with %v: %s", err, out)
+	}
+}
+
+// One that is turned away leaves alone what it finds where its socket would be.
+func TestTheLoserOfAStartTakesNoSocket(t *testing.T) {
+	client, _ := testbed.Pair(t)
+	s := newSetup(t, client, testbed.Build(t, "flatd", ""), "")
+	s.start(t)
+	other := *s
+	other.dir = t.TempDir()
+	stale, err := net.ListenUnix("unix", &net.UnixAddr{Name: other.socket(), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stale.SetUnlinkOnClose(false)
+	stale.Close()
+	if out, err := client.Command(s.binary, "--config", other.write(t)).CombinedOutput(); err == nil {
+		t.Errorf("two at once: %s", out)
+	}
+	if info, err := os.Lstat(other.socket()); err != nil || info.Mode().Type() != fs.ModeSocket {
+		t.Errorf("the socket is gone: %v, %v", info, err)
+	}
+}
+
+// What is no socket may be somebody's data.
+func TestNothingButASocketIsRemoved(t *testing.T) {
+	client, _ := testbed.Pair(t)
+	s := newSetup(t, client, testbed.Build(t, "flatd", ""), "")
+	if err := os.WriteFile(s.socket(), []byte("data"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := client.Command(s.binary, "--config", s.write(t)).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), s.socket()) || !strings.Contains(string(out), "no socket") {
+		t.Errorf("flatd ended with %v: %s", err, out)
+	}
+	if text, err := os.ReadFile(s.socket()); err != nil || string(text) != "data" {
+		t.Errorf("the file has %q, %v", text, err)
+	}
+}
+
+// Both signals at once; see also TestConfigureEndsWithRun.
+func TestAStopAndAReloadAtOnce(t *testing.T) {
+	client, _ := testbed.Pair(t)
+	s := newSetup(t, client, testbed.Build(t, "flatd", ""), "")
+	for range 5 {
+		p := s.start(t)
+		for range 3 {
+			if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p.end(syscall.SIGTERM)
 	}
 }
 
