@@ -20,14 +20,14 @@ type destination struct {
 	kind flows.Kind
 }
 
-// destinations is a table with a tally for each destination of an interval.
+// destinations is a table with the counts of each destination of an interval.
 // Once it is full, exchanges with further destinations are counted together:
 // so the numbers of those that are in it are exact. Those that are asked often
 // come early and are in it; who scans networks may miss some.
 type destinations struct {
-	places  map[destination]int // in tallies
-	tallies []*tally            // those beyond len(places) wait to be used again
-	others  uint64              // exchanges that found no place
+	places map[destination]int // in counts
+	counts []*counts           // those beyond len(places) wait to be used again
+	others uint64              // exchanges that found no place
 }
 
 func newDestinations() destinations {
@@ -44,17 +44,17 @@ func (d *destinations) add(e *flows.Event) {
 			return
 		}
 		d.places[key] = place
-		if place == len(d.tallies) {
-			d.tallies = append(d.tallies, newTally(hdrhistogram.NewPacked(durationLeast, durationMost, 1)))
+		if place == len(d.counts) {
+			d.counts = append(d.counts, newCounts(hdrhistogram.NewPacked(durationLeast, durationMost, 1)))
 		}
-		d.tallies[place].destination = e.Destination
+		d.counts[place].destination = e.Destination
 	}
-	d.tallies[place].add(e)
+	d.counts[place].add(e)
 }
 
 // reset empties the table and keeps its memory.
 func (d *destinations) reset() {
-	for _, t := range d.tallies[:len(d.places)] {
+	for _, t := range d.counts[:len(d.places)] {
 		t.reset()
 	}
 	clear(d.places)
@@ -63,14 +63,14 @@ func (d *destinations) reset() {
 
 // outstanding returns the n busiest destinations and then, of the others, the
 // n with the most troubles, as far as they have any.
-func (d *destinations) outstanding(n int) []*tally {
-	used := slices.Clone(d.tallies[:len(d.places)])
-	slices.SortFunc(used, func(a, b *tally) int {
+func (d *destinations) outstanding(n int) []*counts {
+	used := slices.Clone(d.counts[:len(d.places)])
+	slices.SortFunc(used, func(a, b *counts) int {
 		return cmp.Or(cmp.Compare(b.sum.Count, a.sum.Count), byDestination(a, b))
 	})
 	n = min(n, len(used))
 	busiest, rest := used[:n:n], used[n:]
-	slices.SortFunc(rest, func(a, b *tally) int {
+	slices.SortFunc(rest, func(a, b *counts) int {
 		return cmp.Or(cmp.Compare(b.troubles(), a.troubles()), cmp.Compare(b.sum.Max, a.sum.Max), byDestination(a, b))
 	})
 	for _, t := range rest[:min(n, len(rest))] {
@@ -82,6 +82,6 @@ func (d *destinations) outstanding(n int) []*tally {
 }
 
 // byDestination orders what is otherwise equal.
-func byDestination(a, b *tally) int {
+func byDestination(a, b *counts) int {
 	return cmp.Or(a.destination.Compare(b.destination), cmp.Compare(a.sum.Kind, b.sum.Kind))
 }

@@ -1,4 +1,4 @@
-// Package pipeline takes what the programs report to the outputs, and knows what was lost.
+// Package pipeline takes the records of the programs to the outputs, and reports what was lost.
 package pipeline
 
 import (
@@ -21,7 +21,7 @@ import (
 //
 //	reader.Next       the kernel's record, still in the ring
 //	flows.Decode      bytes -> event, or a counted error
-//	enrich            wall clock, interface name, whose it was, slow, replayed
+//	enrich            wall clock, interface name, unit or container, slow, replayed
 //	summary.add       counted, for the end of the interval
 //	fanout.Publish    to one bounded queue per output; never blocks
 //	commit            the ring moves on past what every output has disposed of (inflight.go)
@@ -29,6 +29,8 @@ import (
 // Requests that nobody answered take the same way: a sweep of the table of open
 // requests has the kernel's half put a record of each into the ring.
 type Pipeline struct {
+	// Set by New and TakeOver, and not changed once Run has begun. The reader is for
+	// the goroutine of Run alone, the others are safe for any.
 	state      *bpf.State
 	reader     *bpf.Reader
 	fanout     *outputs.Fanout
@@ -41,35 +43,37 @@ type Pipeline struct {
 	readBefore uint64 // records read and released by daemons before this one
 	lostBefore uint64 // events that those have left unreported; known once TakeOver has returned
 
-	// For the goroutine of Run alone.
-	summary  *summarizer
+	// For the goroutine of Run alone, and for Drain after it.
+	summary  *summarizer // but for configure and finished
 	inFlight inFlight
 	pause    time.Duration // how long records gather
 	cpus     processors
 	losses   lossReports
 
-	refused map[string]*drops // for that of ReportRefused alone
+	refused map[string]*drops // for the goroutine of ReportRefused alone
 
-	// Set by any, read by any.
+	// Set by any goroutine, read by any.
 	names   atomic.Pointer[map[int]string] // of interfaces, by index
 	measure atomic.Pointer[config.Measure]
-	filter  atomic.Pointer[config.Filter]
 
-	mu       sync.Mutex // held by who works with the state: sweep, Configure, RenewLease, Wake
-	previous *takeover  // nil but for the time after an upgrade to another layout; changed under mu
+	// Held by sweep, Configure, RenewLease and Wake, which have the programs do something else.
+	mu sync.Mutex
+	// nil but for the time after an upgrade to another layout. Run changes it under mu and
+	// reads it without; others read it under mu.
+	previous *takeover
 
-	counts
+	progress
 }
 
-// counts are what Run has seen, for all to read.
-type counts struct {
-	beat         atomic.Int64 // unix seconds of the last round
+// progress is how far Run has come. Run alone counts, and any goroutine may read.
+type progress struct {
+	own          atomic.Uint64 // events about flatd itself, and summaries; whoever reports one counts it
+	beat         atomic.Int64  // unix seconds of the last round
 	read         atomic.Uint64
 	decodeErrors atomic.Uint64
 	timedOut     atomic.Uint64 // of the records, those of timeouts
-	own          atomic.Uint64 // events about flatd itself, and summaries
 	takingOver   atomic.Bool
-	takenOver    atomic.Uint64    // records of an older state
+	takenOver    atomic.Uint64    // records of the previous state
 	previousLost atomic.Uint64    // those that its ring had no room for
 	previousOut  [3]atomic.Uint64 // those that the settings left out: by result, as too fast, by sampling
 	both         atomic.Uint64    // records of exchanges that the programs of both states have begun
@@ -87,10 +91,10 @@ const (
 	// PollEvery: while records wait for their outputs the kernel does not wake the
 	// reader (see bpf.Reader), which then looks by itself this often.
 	PollEvery = 50 * time.Millisecond
-	// After records have come, more are let gather for so long: under load a
-	// wake-up then serves many events and not one. The kernel, for its part,
-	// wakes nobody meanwhile. It is the less at first, and where many come, for
-	// the ring has to hold them.
+	// After records have come, Run lets more gather for so long: under load a
+	// wake-up then serves many events and not one. The kernel wakes nobody
+	// meanwhile. The pause is short at first, and where many come, because the
+	// ring has to hold them.
 	gatherLeast = 10 * time.Millisecond
 	gatherMost  = 50 * time.Millisecond
 	gatherMany  = 2048 // records; the ring holds 14 times as many
@@ -114,7 +118,6 @@ func New(state *bpf.State, reader *bpf.Reader, fanout *outputs.Fanout, recent *R
 	}
 	p.inFlight.resume(marks)
 	p.measure.Store(&c.Measure)
-	p.filter.Store(&c.Filter)
 	p.names.Store(&map[int]string{})
 	return p
 }
@@ -135,7 +138,7 @@ func (p *Pipeline) Run(ctx context.Context) error {
 		now := time.Now()
 		p.beat.Store(now.Unix())
 		if p.summary.due(now) {
-			if err := p.tellSummary(now); err != nil {
+			if err := p.reportSummary(now); err != nil {
 				return err
 			}
 		}
@@ -301,25 +304,25 @@ func (p *Pipeline) sweep() (full bool, err error) {
 	return swept.Full, err
 }
 
-// tellSummary reports what the interval that has ended came to.
-func (p *Pipeline) tellSummary(now time.Time) error {
+// reportSummary reports what the interval that has ended came to.
+func (p *Pipeline) reportSummary(now time.Time) error {
 	counters, err := p.state.Counters()
 	if err != nil {
 		return err
 	}
-	a := accounts{
-		resultOut:  counters[bpf.ResultOut] + p.previousOut[0].Load(),
-		tooFast:    counters[bpf.TooFast] + p.previousOut[1].Load(),
-		sampledOut: counters[bpf.SampledOut] + p.previousOut[2].Load(),
-		ringFull:   counters[bpf.RingFull] + p.previousLost.Load(),
-		halfOpen:   counters[bpf.HalfOpen],
+	unreported := flows.Summary{
+		ResultOut:  counters[bpf.ResultOut] + p.previousOut[0].Load(),
+		TooFast:    counters[bpf.TooFast] + p.previousOut[1].Load(),
+		SampledOut: counters[bpf.SampledOut] + p.previousOut[2].Load(),
+		RingFull:   counters[bpf.RingFull] + p.previousLost.Load(),
+		HalfOpen:   counters[bpf.HalfOpen],
 	}
 	for _, s := range p.fanout.Stats() {
-		a.withheld += s.Withheld
-		a.dropped += s.Dropped + s.Failed
+		unreported.Withheld += s.Withheld
+		unreported.Dropped += s.Dropped + s.Failed
 	}
 	end := bpf.BootTime()
-	events := p.summary.finish(now, a)
+	events := p.summary.finish(now, unreported)
 	for i := range events {
 		events[i].End, events[i].Time = end, p.clock.Wall(end)
 	}
@@ -366,7 +369,7 @@ func (p *Pipeline) Drain(ctx context.Context) error {
 		p.readPrevious()
 		p.reportBoth()
 	}
-	err = errors.Join(err, p.tellSummary(time.Now()))
+	err = errors.Join(err, p.reportSummary(time.Now()))
 	patient, impatient := context.WithTimeout(ctx, time.Second)
 	defer impatient()
 	for ctx.Err() == nil && p.fanout.Busy() && (patient.Err() == nil || !p.fanout.Down()) {
@@ -387,7 +390,6 @@ func (p *Pipeline) Configure(c config.Config) error {
 		return err
 	}
 	p.measure.Store(&c.Measure)
-	p.filter.Store(&c.Filter)
 	p.summary.configure(c.Summary)
 	return nil
 }
@@ -419,7 +421,7 @@ func (p *Pipeline) Open() (ours, theirs int64) { return p.open[0].Load(), p.open
 // Summaries are what the latest interval that is over came to, nothing if none is.
 func (p *Pipeline) Summaries() []flows.Event { return p.summary.finished() }
 
-// Account fills in the pipeline's part of the books, and the state of the ring.
+// Account fills in the pipeline's part of the accounting, and the state of the ring.
 func (p *Pipeline) Account(s *api.Status) {
 	b := &s.Books
 	b.Open, b.Overdue = uint64(p.open[0].Load()+p.open[1].Load()), uint64(p.overdue.Load())

@@ -10,7 +10,7 @@ import (
 
 // Settings are those of the programs for a configuration.
 func Settings(c config.Config) bpf.Settings {
-	s := bpf.Settings{
+	return bpf.Settings{
 		UDPIdle:     c.Measure.UDPInterval,
 		Timeout:     c.Measure.Timeout,
 		MinDuration: c.Filter.MinDuration,
@@ -20,11 +20,10 @@ func Settings(c config.Config) bpf.Settings {
 		Remote:      bpf.Nets{Include: c.Filter.Include, Exclude: c.Filter.Exclude},
 		Local:       bpf.Nets{Include: c.Filter.LocalInclude, Exclude: c.Filter.LocalExclude},
 		Ports:       c.Filter.Ports,
+		SkipKinds:   without(flows.ExchangeKinds(), c.Measure.Kinds),
+		SkipSides:   without([]flows.Side{flows.SideClient, flows.SideServer}, c.Measure.Sides),
 		SkipResults: unwantedResults(c.Filter.Results),
 	}
-	s.SkipKinds = without(flows.ExchangeKinds(), c.Measure.Kinds)
-	s.SkipSides = without([]flows.Side{flows.SideClient, flows.SideServer}, c.Measure.Sides)
-	return s
 }
 
 // unwantedResults are those that the kernel is to leave out: all but the wanted,
@@ -50,11 +49,7 @@ func unwantedResults(wanted []string) (skip []bpf.Result) {
 // without returns those of all that are not wanted, as the kernel names them.
 func without[T flows.Kind | flows.Side](all, wanted []T) (rest []uint8) {
 	for _, v := range all {
-		found := false
-		for _, w := range wanted {
-			found = found || v == w
-		}
-		if !found {
+		if !slices.Contains(wanted, v) {
 			rest = append(rest, uint8(v))
 		}
 	}

@@ -22,8 +22,8 @@ type summarizer struct {
 
 	interval     time.Duration // 0: does not count
 	began, ends  time.Time
-	atBegin      accounts
-	exchanges    [kindsMax][sidesMax]*tally // made when first needed
+	atBegin      flows.Summary               // what finish was given then
+	exchanges    [kindsMax][sidesMax]*counts // made when first needed
 	destinations destinations
 }
 
@@ -32,12 +32,6 @@ const (
 	kindsMax = flows.KindICMP + 1
 	sidesMax = flows.SideServer + 1
 )
-
-// accounts are the totals, at one moment, of what no event of its own tells.
-type accounts struct {
-	withheld, dropped                                  uint64 // by outputs
-	resultOut, tooFast, sampledOut, ringFull, halfOpen uint64 // by the kernel; the first also of timeouts
-}
 
 func newSummarizer(c config.Summary) *summarizer {
 	s := &summarizer{destinations: newDestinations()}
@@ -61,7 +55,7 @@ func (s *summarizer) add(e *flows.Event) {
 	}
 	t := s.exchanges[e.Kind][e.Side]
 	if t == nil {
-		t = newTally(hdrhistogram.New(durationLeast, durationMost, 2))
+		t = newCounts(hdrhistogram.New(durationLeast, durationMost, 2))
 		s.exchanges[e.Kind][e.Side] = t
 	}
 	t.add(e)
@@ -76,12 +70,14 @@ func (s *summarizer) due(now time.Time) bool {
 }
 
 // finish ends the interval, begins the next, and returns what the one that has
-// ended came to: events that lack only their time.
-func (s *summarizer) finish(now time.Time, a accounts) []flows.Event {
+// ended came to: events that lack only their time. unreported has the totals so
+// far of what no event reports: by the outputs Withheld and Dropped, by the kernel
+// the others, of which ResultOut counts timeouts, too.
+func (s *summarizer) finish(now time.Time, unreported flows.Summary) []flows.Event {
 	wanted := s.wanted.Load()
 	var events []flows.Event
 	if s.interval > 0 {
-		events = s.sumUp(now.Sub(s.began), wanted.Destinations, a)
+		events = s.sumUp(now.Sub(s.began), wanted.Destinations, unreported)
 	}
 	for _, sides := range s.exchanges {
 		for _, t := range sides {
@@ -89,7 +85,7 @@ func (s *summarizer) finish(now time.Time, a accounts) []flows.Event {
 		}
 	}
 	s.destinations.reset()
-	s.interval, s.began, s.ends, s.atBegin = wanted.Interval, now, nextEnd(now, wanted.Interval), a
+	s.interval, s.began, s.ends, s.atBegin = wanted.Interval, now, nextEnd(now, wanted.Interval), unreported
 	return events
 }
 
@@ -100,9 +96,9 @@ func nextEnd(now time.Time, interval time.Duration) time.Time {
 	return now.Add(interval - now.Sub(now.Truncate(interval)))
 }
 
-func (s *summarizer) sumUp(took time.Duration, named int, a accounts) []flows.Event {
+func (s *summarizer) sumUp(took time.Duration, named int, unreported flows.Summary) []flows.Event {
 	var events []flows.Event
-	add := func(scope flows.Scope, t *tally) {
+	add := func(scope flows.Scope, t *counts) {
 		e := t.event(scope)
 		e.Summary.Interval = took
 		events = append(events, e)
@@ -117,23 +113,23 @@ func (s *summarizer) sumUp(took time.Duration, named int, a accounts) []flows.Ev
 	for _, t := range s.destinations.outstanding(named) {
 		add(flows.ScopeDestination, t)
 	}
-	if left := s.leftOut(a); left != (flows.Summary{}) {
+	if left := s.leftOut(unreported); left != (flows.Summary{}) {
 		left.Scope, left.Interval = flows.ScopeBooks, took
 		events = append(events, flows.Event{Kind: flows.KindSummary, Summary: &left})
 	}
 	return events
 }
 
-// leftOut is what no event told of since the interval began.
-func (s *summarizer) leftOut(a accounts) flows.Summary {
+// leftOut is what no event has reported since the interval began.
+func (s *summarizer) leftOut(now flows.Summary) flows.Summary {
 	return flows.Summary{
-		Withheld:   a.withheld - s.atBegin.withheld,
-		Dropped:    a.dropped - s.atBegin.dropped,
-		ResultOut:  a.resultOut - s.atBegin.resultOut,
-		TooFast:    a.tooFast - s.atBegin.tooFast,
-		SampledOut: a.sampledOut - s.atBegin.sampledOut,
-		RingFull:   a.ringFull - s.atBegin.ringFull,
-		HalfOpen:   a.halfOpen - s.atBegin.halfOpen,
+		Withheld:   now.Withheld - s.atBegin.Withheld,
+		Dropped:    now.Dropped - s.atBegin.Dropped,
+		ResultOut:  now.ResultOut - s.atBegin.ResultOut,
+		TooFast:    now.TooFast - s.atBegin.TooFast,
+		SampledOut: now.SampledOut - s.atBegin.SampledOut,
+		RingFull:   now.RingFull - s.atBegin.RingFull,
+		HalfOpen:   now.HalfOpen - s.atBegin.HalfOpen,
 		Others:     s.destinations.others,
 	}
 }

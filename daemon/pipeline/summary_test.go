@@ -16,7 +16,7 @@ var noon = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 // newRunning returns a summarizer whose interval of a minute began at noon.
 func newRunning(named int) *summarizer {
 	s := newSummarizer(config.Summary{Interval: time.Minute, Destinations: named})
-	s.finish(noon, accounts{})
+	s.finish(noon, flows.Summary{})
 	return s
 }
 
@@ -42,7 +42,7 @@ func TestSummaryNumbers(t *testing.T) {
 	s.add(exchangeWith(flows.KindICMP, flows.SideServer, flows.ResultAnswered, "192.0.2.1:0", 20*time.Microsecond))
 	s.add(&flows.Event{Kind: flows.KindStatus, Status: &flows.Status{Action: flows.ActionLoss}})
 
-	events := s.finish(noon.Add(61*time.Second), accounts{withheld: 3})
+	events := s.finish(noon.Add(61*time.Second), flows.Summary{Withheld: 3})
 	if len(events) != 3 {
 		t.Fatalf("%d events, want tcp, icmp and the books: %+v", len(events), events)
 	}
@@ -77,7 +77,7 @@ func TestSummaryNumbers(t *testing.T) {
 func TestSummaryBeginsAnew(t *testing.T) {
 	s := newRunning(5)
 	s.add(handshake("192.0.2.2:443", time.Millisecond))
-	a := accounts{withheld: 1, dropped: 2, resultOut: 6, tooFast: 3, sampledOut: 4, ringFull: 5, halfOpen: 7}
+	a := flows.Summary{Withheld: 1, Dropped: 2, ResultOut: 6, TooFast: 3, SampledOut: 4, RingFull: 5, HalfOpen: 7}
 	if events := s.finish(noon.Add(time.Minute), a); len(events) != 3 {
 		t.Fatalf("%+v", events)
 	}
@@ -85,7 +85,7 @@ func TestSummaryBeginsAnew(t *testing.T) {
 		t.Errorf("a quiet interval has %+v", events)
 	}
 	s.add(handshake("192.0.2.9:443", time.Second))
-	events := s.finish(noon.Add(3*time.Minute), accounts{withheld: 2, dropped: 4, resultOut: 12, tooFast: 6, sampledOut: 8, ringFull: 10, halfOpen: 14})
+	events := s.finish(noon.Add(3*time.Minute), flows.Summary{Withheld: 2, Dropped: 4, ResultOut: 12, TooFast: 6, SampledOut: 8, RingFull: 10, HalfOpen: 14})
 	if len(events) != 3 {
 		t.Fatalf("%+v", events)
 	}
@@ -127,7 +127,7 @@ func TestSummaryDestinations(t *testing.T) {
 	s.add(exchangeWith(flows.KindUDP, flows.SideClient, flows.ResultAnswered, "192.0.2.19:443", time.Millisecond))
 
 	var got []string
-	for _, e := range s.finish(noon.Add(time.Minute), accounts{}) {
+	for _, e := range s.finish(noon.Add(time.Minute), flows.Summary{}) {
 		if e.Summary.Scope == flows.ScopeDestination {
 			got = append(got, fmt.Sprint(e.Summary.Kind, e.Destination, e.Summary.Count, e.Summary.Failed))
 		}
@@ -149,7 +149,7 @@ func TestSummaryIsBounded(t *testing.T) {
 			e.Destination = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 80)
 			s.add(e)
 		}
-		events := s.finish(noon, accounts{})
+		events := s.finish(noon, flows.Summary{})
 		if sum := events[0].Summary; sum.Count != asked {
 			t.Errorf("%d exchanges, want %d", sum.Count, asked)
 		}
@@ -159,8 +159,8 @@ func TestSummaryIsBounded(t *testing.T) {
 		if books := events[len(events)-1].Summary; books.Others != asked-destinationsMax {
 			t.Errorf("%d others, want %d", books.Others, asked-destinationsMax)
 		}
-		if len(s.destinations.tallies) != destinationsMax {
-			t.Errorf("the table has %d places", len(s.destinations.tallies))
+		if len(s.destinations.counts) != destinationsMax {
+			t.Errorf("the table has %d places", len(s.destinations.counts))
 		}
 	}
 }
@@ -179,7 +179,7 @@ func TestSummaryMakesNoGarbage(t *testing.T) {
 		}
 	}
 	feed()
-	s.finish(noon, accounts{}) // another interval uses the memory of the first
+	s.finish(noon, flows.Summary{}) // another interval uses the memory of the first
 	if n := testing.AllocsPerRun(100, feed); n != 0 {
 		t.Errorf("%v allocations for %d events", n, len(events))
 	}
@@ -229,7 +229,7 @@ func TestSummaryConfigured(t *testing.T) {
 	if !s.due(noon) {
 		t.Error("not due, though there are to be no intervals")
 	}
-	if events := s.finish(noon, accounts{}); len(events) != 1 {
+	if events := s.finish(noon, flows.Summary{}); len(events) != 1 {
 		t.Errorf("the last interval has %+v", events)
 	}
 	s.add(handshake("192.0.2.2:443", time.Second))
@@ -237,10 +237,10 @@ func TestSummaryConfigured(t *testing.T) {
 		t.Error("due without intervals")
 	}
 	s.configure(config.Summary{Interval: time.Hour})
-	if events := s.finish(noon, accounts{withheld: 1}); len(events) != 0 {
+	if events := s.finish(noon, flows.Summary{Withheld: 1}); len(events) != 0 {
 		t.Errorf("while there were no intervals: %+v", events)
 	}
-	if events := s.finish(noon, accounts{withheld: 1}); len(events) != 0 {
+	if events := s.finish(noon, flows.Summary{Withheld: 1}); len(events) != 0 {
 		t.Errorf("an interval without anything: %+v", events)
 	}
 }

@@ -3,25 +3,25 @@ package pipeline
 import (
 	"errors"
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"github.com/flatd/flatd/bpf"
 	"github.com/flatd/flatd/flows"
 )
 
-// takeover is the time in which programs of another layout are still at work, in the
-// words of bpf: the previous ones. Ours are attached in front of them and begin nothing
-// at first. TakeOver has ours begin what is new, and the previous ones nothing; these
-// stay until all that they follow has been answered or has timed out.
+// takeover is the time in which programs of another layout are still at work, which
+// package bpf calls the previous ones. Ours are attached in front of them and begin
+// nothing at first. Wake has ours begin what is new, and the previous ones nothing; these
+// stay until all that they follow has been answered or has timed out. What says nothing
+// else is for the goroutine of Run.
 type takeover struct {
 	state     *bpf.Previous
-	marks     bpf.Marks     // of that state, as they were found
-	read      uint64        // records
-	leftOut   [3]uint64     // by the settings, as counted last
-	since     atomic.Uint64 // when ours were set to begin; 0: not yet
-	confirmed uint64        // timeouts that the state need not remember
-	both      uint64        // records left out, as reported
+	marks     bpf.Marks // of that state, as they were found
+	read      uint64    // records
+	leftOut   [3]uint64 // by the settings, as counted last
+	since     uint64    // when ours were set to begin, 0: not yet; under Pipeline.mu
+	confirmed uint64    // timeouts that the state need not remember
+	both      uint64    // records left out, as reported
 	detached  bool
 }
 
@@ -42,7 +42,7 @@ func (p *Pipeline) TakeOver() error {
 	p.inFlight.pass(previousRecords, t.readUpTo())
 	p.inFlight.pass(previousFull, mark{number: t.marks.RingFull})
 	if !previous.TakingOver() {
-		t.since.Store(bpf.BootTime()) // by a daemon before this one, some time ago
+		t.since = bpf.BootTime() // by a daemon before this one, some time ago
 	}
 	if !previous.CanSweep() {
 		p.log.Warn("the open requests of the previous programs cannot be read: those that are never answered will not be reported", "layout", previous.Name())
@@ -73,13 +73,13 @@ func (t *takeover) readUpTo() mark {
 func (p *Pipeline) Wake(keep time.Duration) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.previous == nil || p.previous.since.Load() != 0 {
+	if p.previous == nil || p.previous.since != 0 {
 		return nil
 	}
 	if err := p.previous.state.TakeOver(); err != nil {
 		return err
 	}
-	p.previous.since.Store(bpf.BootTime())
+	p.previous.since = bpf.BootTime()
 	p.state.RenewLease(leaseEnd(keep))
 	return nil
 }
@@ -128,9 +128,8 @@ func (p *Pipeline) sweepPrevious(limit time.Duration) (over bool, err error) {
 		p.awaitRoom()
 		p.publishPrevious(record, previousTimeouts, mark{number: t.state.LastTimeout()})
 	})
-	p.inFlight.pass(previousTimeouts, mark{number: t.state.LastTimeout()}) // also of those without an event
-	since := t.since.Load()
-	over = since != 0 && began >= since+uint64(limit+2*sweepEvery) && !swept.Full // model: DRAIN
+	p.inFlight.pass(previousTimeouts, mark{number: t.state.LastTimeout()})            // also of those without an event
+	over = t.since != 0 && began >= t.since+uint64(limit+2*sweepEvery) && !swept.Full // model: DRAIN
 	return over, errors.Join(err, p.countPrevious())
 }
 

@@ -22,19 +22,19 @@ type histogram interface {
 	Reset()
 }
 
-// tally counts exchanges that have kind, side and perhaps destination in
-// common. It is used anew for each interval.
-type tally struct {
+// counts are those of exchanges that have kind, side and perhaps destination in
+// common. They are used anew for each interval.
+type counts struct {
 	side        flows.Side
 	destination netip.AddrPort // none for those of all destinations
 	sum         flows.Summary  // with the kind
 	durations   histogram
 }
 
-func newTally(h histogram) *tally { return &tally{durations: h} }
+func newCounts(h histogram) *counts { return &counts{durations: h} }
 
-// add counts an exchange, whose kind and side become those of the tally.
-func (t *tally) add(e *flows.Event) {
+// add counts an exchange, whose kind and side become those of the counts.
+func (t *counts) add(e *flows.Event) {
 	t.side, t.sum.Kind = e.Side, e.Kind
 	t.sum.Add(e)
 	if e.Duration > 0 {
@@ -42,7 +42,7 @@ func (t *tally) add(e *flows.Event) {
 	}
 }
 
-func (t *tally) reset() {
+func (t *counts) reset() {
 	if t == nil {
 		return
 	}
@@ -51,10 +51,10 @@ func (t *tally) reset() {
 }
 
 // troubles counts what calls for attention. What failed may have been slow too.
-func (t *tally) troubles() uint64 { return t.sum.Failed + t.sum.Slow }
+func (t *counts) troubles() uint64 { return t.sum.Failed + t.sum.Slow }
 
-// event makes a summary of the tally, which may be used on.
-func (t *tally) event(scope flows.Scope) flows.Event {
+// event makes a summary of the counts, which may be used further.
+func (t *counts) event(scope flows.Scope) flows.Event {
 	sum := t.sum
 	sum.Scope = scope
 	sum.P50, sum.P90, sum.P99 = t.quantile(50), t.quantile(90), t.quantile(99)
@@ -63,6 +63,6 @@ func (t *tally) event(scope flows.Scope) flows.Event {
 
 // quantile is the upper bound of the histogram's bucket, and no more than the
 // exact maximum.
-func (t *tally) quantile(percent float64) time.Duration {
+func (t *counts) quantile(percent float64) time.Duration {
 	return min(time.Duration(t.durations.ValueAtPercentile(percent)), t.sum.Max)
 }
