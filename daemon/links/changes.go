@@ -11,14 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// changeGroups are the multicast groups of rtnetlink(7) that tell of what
-// decides over the interfaces: they themselves, default routes, and what else
-// is attached to them.
+// changeGroups are the multicast groups of rtnetlink(7) that report what
+// decides over the interfaces: the interfaces themselves, default routes, and
+// what else is attached to the interfaces.
 var changeGroups = []uint32{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_TC}
 
-// changes is a subscription to them. What a message says does not matter, for
-// whoever is told reads everything anew; so neither does it that some are lost
-// when they come too fast (ENOBUFS): that is one more change.
+// changes is a subscription to these groups. What a message says does not matter,
+// because the receiver of C reads everything anew. So lost messages do no harm, as
+// when they come too fast (ENOBUFS): that counts as one more change.
 type changes struct {
 	C      chan struct{} // holds one if there was a change since the last was taken
 	socket *os.File
@@ -41,7 +41,7 @@ func subscribe() (*changes, error) {
 	return c, nil
 }
 
-// run tells of changes until ctx ends.
+// run reports changes until ctx ends.
 func (c *changes) run(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { c.socket.Close() })()
 	defer c.socket.Close()

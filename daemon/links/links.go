@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -29,8 +30,9 @@ type Events interface {
 
 // Keeper keeps the programs on the interfaces that the configuration asks for,
 // while interfaces come, go and change their names. Whatever happens leads to
-// the same step: compare the wish with what is attached, and mend. All but
-// Configure, Ahead, Failing and Beat is for the goroutine of Run.
+// the same step: compare the desired interfaces with those that are attached, and
+// attach and detach the difference. Any goroutine may call Configure, Ahead, Failing
+// and Beat; all else is for the goroutine of Run.
 type Keeper struct {
 	programs *bpf.Attacher
 	events   Events
@@ -80,7 +82,7 @@ func New(programs *bpf.Attacher, events Events, c config.Config, every time.Dura
 	return l
 }
 
-// Configure makes c the wish and returns when the interfaces are as it says,
+// Configure puts c into force and returns when the interfaces are as it says,
 // as far as they can be, or ctx or Run ends.
 func (l *Keeper) Configure(ctx context.Context, c config.Config) {
 	l.config.Store(&c)
@@ -168,7 +170,7 @@ func (l *Keeper) reconcile(thorough bool) error {
 	l.learnNames(devices)
 	l.programs.SetTranslating(translating(devices))
 	l.programs.SetMode(bpf.Mode(c.Attach))
-	wanted := wish(devices, c.Interfaces, c.Exclude)
+	wanted := desired(devices, c.Interfaces, c.Exclude)
 	l.detachOthers(wanted)
 	failing := make(map[string]string)
 	l.attach(wanted, failing)
@@ -177,7 +179,7 @@ func (l *Keeper) reconcile(thorough bool) error {
 	}
 	l.failing.Store(&failing)
 	l.lookAhead()
-	l.tellWish(c, devices, wanted)
+	l.reportUnmet(c, devices, wanted)
 	l.beat.Store(time.Now().Unix())
 	if l.first {
 		l.first = false
@@ -206,39 +208,30 @@ func (l *Keeper) learnNames(devices []device) {
 	if len(l.names) > namesMax {
 		clear(l.names)
 	}
-	names := make(map[int]string, len(devices))
 	for _, d := range devices {
 		l.names[d.Index] = d.Name
 	}
-	for index, name := range l.names {
-		names[index] = name
-	}
-	l.events.SetNames(names)
+	l.events.SetNames(maps.Clone(l.names))
 }
 
 // detachOthers also finds what an earlier daemon attached. Interfaces that have
 // gone took their programs with them, but their pins remain.
 func (l *Keeper) detachOthers(wanted []device) {
-	isWanted := func(index int) bool {
-		return slices.ContainsFunc(wanted, func(d device) bool { return d.Index == index })
-	}
 	var others []int
 	if l.first {
-		left, err := l.programs.Leftovers()
-		if err != nil {
+		var err error
+		if others, err = l.programs.Leftovers(); err != nil {
 			l.log.Warn("programs of an earlier flatd could not be listed", "error", err)
 		}
-		others = left
 	}
 	for _, a := range l.programs.Attachments() {
 		others = append(others, a.Index)
 	}
 	slices.Sort(others)
 	for _, index := range slices.Compact(others) {
-		if isWanted(index) {
-			continue
+		if !slices.ContainsFunc(wanted, func(d device) bool { return d.Index == index }) {
+			l.detach(index)
 		}
-		l.detach(index)
 	}
 }
 
@@ -276,12 +269,12 @@ func (l *Keeper) attach(wanted []device, failing map[string]string) {
 			l.fail(failing, d.Name, err.Error())
 			continue
 		}
-		l.tellAttached(d, before[d.Index], changed)
+		l.reportAttached(d, before[d.Index], changed)
 	}
 }
 
-// tellAttached says what is new about an interface that is attached.
-func (l *Keeper) tellAttached(d device, before bpf.Attachment, changed bool) {
+// reportAttached reports what is new about an interface that is attached.
+func (l *Keeper) reportAttached(d device, before bpf.Attachment, changed bool) {
 	iface := flows.Interface{Index: d.Index, Name: d.Name}
 	renamed := before.Name != d.Name
 	switch {
@@ -333,8 +326,8 @@ func (l *Keeper) fail(failing map[string]string, name, reason string) {
 	}
 }
 
-// tellWish says once what the configuration names in vain.
-func (l *Keeper) tellWish(c *config.Config, devices, wanted []device) {
+// reportUnmet logs once what the configuration names in vain.
+func (l *Keeper) reportUnmet(c *config.Config, devices, wanted []device) {
 	noRoute := slices.Contains(c.Interfaces, "auto") && !slices.ContainsFunc(devices, func(d device) bool { return d.Default })
 	if noRoute && !l.noRoute {
 		l.log.Warn("no default route yet, so \"auto\" names no interface; waiting for one")
@@ -418,8 +411,8 @@ func translating(devices []device) (indexes []int) {
 	return indexes
 }
 
-// linkLayer tells from the ARPHRD type, as netlink names it, what packets begin
-// with.
+// linkLayer derives from the ARPHRD type, as netlink names it, whether packets begin
+// with the IP header (l3).
 func linkLayer(encap string) (l3 bool, unsupported string) {
 	switch encap {
 	case "ether", "loopback":

@@ -3,6 +3,7 @@ package links
 import (
 	"path"
 	"slices"
+	"strings"
 
 	"github.com/flatd/flatd/bpf"
 )
@@ -20,10 +21,10 @@ type device struct {
 	Unsupported string
 }
 
-// wish chooses the interfaces to measure. A name that is written out wins over
+// desired chooses the interfaces to measure. A name that is written out wins over
 // everything; a glob or "auto" takes no excluded one, no port of another
 // interface and not lo.
-func wish(devices []device, interfaces, exclude []string) []device {
+func desired(devices []device, interfaces, exclude []string) []device {
 	var wanted []device
 	for _, d := range devices {
 		if slices.Contains(interfaces, d.Name) || chosen(d, interfaces) && !matches(d.Name, exclude) {
@@ -52,14 +53,10 @@ func matches(name string, globs []string) bool {
 // absent lists the names that are written out but are no device's.
 func absent(devices []device, interfaces []string) (names []string) {
 	for _, name := range interfaces {
-		isName := name != "auto" && !isGlob(name)
+		isName := name != "auto" && !strings.ContainsAny(name, `*?[\`)
 		if isName && !slices.ContainsFunc(devices, func(d device) bool { return d.Name == name }) {
 			names = append(names, name)
 		}
 	}
 	return names
-}
-
-func isGlob(name string) bool {
-	return slices.ContainsFunc([]byte(name), func(c byte) bool { return c == '*' || c == '?' || c == '[' || c == '\\' })
 }

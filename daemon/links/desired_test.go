@@ -30,11 +30,11 @@ func TestWish(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var got []string
-			for _, d := range wish(all, c.interfaces, c.exclude) {
+			for _, d := range desired(all, c.interfaces, c.exclude) {
 				got = append(got, d.Name)
 			}
 			if !slices.Equal(got, c.want) {
-				t.Errorf("wish(%q, %q) = %q, want %q", c.interfaces, c.exclude, got, c.want)
+				t.Errorf("desired(%q, %q) = %q, want %q", c.interfaces, c.exclude, got, c.want)
 			}
 		})
 	}
