@@ -63,7 +63,7 @@ func New(daemon Daemon, p *pipeline.Pipeline, host *flows.Host, recent *pipeline
 //	POST /v1/reload      read the configuration again; root only
 //	GET  /healthz        200 if everything makes progress, else 503
 //	GET  /metrics        Prometheus
-func (c *Control) routes(entrance *door) http.Handler {
+func (c *Control) routes(clients *clients) http.Handler {
 	mux := c.metricsRoutes()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
 		status, err := c.daemon.Status()
@@ -74,7 +74,7 @@ func (c *Control) routes(entrance *door) http.Handler {
 	mux.HandleFunc("GET /v1/histogram", c.serveHistogram)
 	mux.HandleFunc("GET /v1/interfaces", func(w http.ResponseWriter, _ *http.Request) { answer(w, c.daemon.Interfaces(), nil) })
 	mux.HandleFunc("GET /v1/config", c.serveConfig)
-	mux.HandleFunc("POST /v1/reload", entrance.rootOnly(c.serveReload))
+	mux.HandleFunc("POST /v1/reload", clients.rootOnly(c.serveReload))
 	return mux
 }
 
@@ -89,19 +89,19 @@ func (c *Control) metricsRoutes() *http.ServeMux {
 // Serve answers on the control socket and on those for metrics until ctx ends.
 func (c *Control) Serve(ctx context.Context, control net.Listener, metrics []net.Listener, log *slog.Logger) error {
 	tasks, ctx := errgroup.WithContext(ctx)
-	entrance := newDoor(usualLimits, log.With("socket", SocketName))
-	tasks.Go(func() error { return serveAt(ctx, control, entrance, c.routes(entrance)) })
+	clients := newClients(usualLimits, log.With("socket", SocketName))
+	tasks.Go(func() error { return serveAt(ctx, control, clients, c.routes(clients)) })
 	for _, l := range metrics {
-		entrance := newDoor(usualLimits, log.With("socket", MetricsSocketName))
-		tasks.Go(func() error { return serveAt(ctx, l, entrance, c.metricsRoutes()) })
+		clients := newClients(usualLimits, log.With("socket", MetricsSocketName))
+		tasks.Go(func() error { return serveAt(ctx, l, clients, c.metricsRoutes()) })
 	}
 	return tasks.Wait()
 }
 
 // serveAt answers on one socket until ctx ends. Followers end with it; others
 // have a second to read their answer. Who connects later finds the next daemon.
-func serveAt(ctx context.Context, l net.Listener, entrance *door, handler http.Handler) error {
-	server := entrance.server(ctx, handler)
+func serveAt(ctx context.Context, l net.Listener, clients *clients, handler http.Handler) error {
+	server := clients.server(ctx, handler)
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	err := server.Serve(l)
 	if stop() {
@@ -112,7 +112,7 @@ func serveAt(ctx context.Context, l net.Listener, entrance *door, handler http.H
 	server.SetKeepAlivesEnabled(false)
 	last, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	entrance.empty(last)
+	clients.empty(last)
 	_ = server.Close() // whoever has not read it by now
 	return nil
 }
@@ -217,7 +217,7 @@ func (c *Control) serveEvents(w http.ResponseWriter, r *http.Request) {
 	}
 	stream := eventStream{
 		response: http.NewResponseController(w), writer: w, append: c.host.AppendJSON,
-		patience: guestOf(r).door.limits.read,
+		patience: clientOf(r).clients.limits.read,
 	}
 	contentType := "application/x-ndjson"
 	if q.Text {

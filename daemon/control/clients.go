@@ -34,116 +34,116 @@ var usualLimits = limits{
 	ask: 5 * time.Second, read: 30 * time.Second, idle: time.Minute,
 }
 
-// door lets clients in to a socket, as many as there is room for. When there is
-// none, one that has not asked anything yet has to leave, the oldest of the user
-// who has most inside: a flood crowds out itself and nobody else.
-type door struct {
+// clients are those of one socket, as many as its limits allow. When there is no
+// room for another, one that has not asked anything yet is closed, the oldest of the
+// user who has most connections: a flood crowds out itself and nobody else.
+type clients struct {
 	limits limits
 	log    *slog.Logger
-	turned seldom // away, because there is no room
-	denied seldom // to change anything
+	closed seldom // to make room
+	denied seldom // changes by others than root
 	others seldom // what the HTTP server complains of
 
 	mu      sync.Mutex
-	guests  map[net.Conn]*guest
+	open    map[net.Conn]*client
 	arrived uint64
 	left    chan struct{} // holds a token when somebody has gone
 }
 
-// guest is one connection. What changes is guarded by the door's mu.
-type guest struct {
-	door    *door
+// client is one connection. What changes is guarded by the mu of clients.
+type client struct {
+	clients *clients
 	conn    net.Conn
 	peer    *unix.Ucred // nil if it is not known
 	arrived uint64
-	served  bool // a request of its is being answered
+	served  bool // its request is being answered
 }
 
-func newDoor(l limits, log *slog.Logger) *door {
-	return &door{limits: l, log: log, guests: make(map[net.Conn]*guest), left: make(chan struct{}, 1)}
+func newClients(l limits, log *slog.Logger) *clients {
+	return &clients{limits: l, log: log, open: make(map[net.Conn]*client), left: make(chan struct{}, 1)}
 }
 
-// server answers with what handler makes of those whom the door lets in.
-func (d *door) server(ctx context.Context, handler http.Handler) *http.Server {
+// server has handler answer the requests that the limits allow.
+func (c *clients) server(ctx context.Context, handler http.Handler) *http.Server {
 	return &http.Server{
-		Handler:           d.attend(handler),
-		ReadHeaderTimeout: d.limits.ask,
-		ReadTimeout:       d.limits.ask,
-		IdleTimeout:       d.limits.idle,
-		MaxHeaderBytes:    d.limits.header,
-		ErrorLog:          log.New(d, "", 0),
+		Handler:           c.attend(handler),
+		ReadHeaderTimeout: c.limits.ask,
+		ReadTimeout:       c.limits.ask,
+		IdleTimeout:       c.limits.idle,
+		MaxHeaderBytes:    c.limits.header,
+		ErrorLog:          log.New(c, "", 0),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
-		ConnContext:       d.enter,
-		ConnState: func(c net.Conn, state http.ConnState) {
+		ConnContext:       c.enter,
+		ConnState: func(conn net.Conn, state http.ConnState) {
 			if state == http.StateClosed {
-				d.leave(c)
+				c.leave(conn)
 			}
 		},
 	}
 }
 
-type guestKey struct{}
+type clientKey struct{}
 
 // enter lets a connection in, and another out if there is no room. The server
 // closes the connection itself when its first read fails.
-func (d *door) enter(ctx context.Context, c net.Conn) context.Context {
-	g := &guest{door: d, conn: c, peer: peerOf(c)}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.arrived++
-	g.arrived = d.arrived
-	d.guests[c] = g
-	if len(d.guests) > d.limits.connections {
-		out := d.choose()
+func (c *clients) enter(ctx context.Context, conn net.Conn) context.Context {
+	one := &client{clients: c, conn: conn, peer: peerOf(conn)}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.arrived++
+	one.arrived = c.arrived
+	c.open[conn] = one
+	if len(c.open) > c.limits.connections {
+		out := c.choose()
 		out.conn.Close()
-		delete(d.guests, out.conn)
-		d.turned.log(func(before uint64) {
-			d.log.Warn("too many connections at once; closing those that ask nothing",
-				"limit", d.limits.connections, "user", out.user(), "closed before", before)
+		delete(c.open, out.conn)
+		c.closed.log(func(before uint64) {
+			c.log.Warn("too many connections at once; closing those that ask nothing",
+				"limit", c.limits.connections, "user", out.user(), "closed before", before)
 		})
 	}
-	return context.WithValue(ctx, guestKey{}, g)
+	return context.WithValue(ctx, clientKey{}, one)
 }
 
 // choose picks who has to leave. The newest has not asked anything yet, so there
 // is one.
-func (d *door) choose() (out *guest) {
+func (c *clients) choose() (out *client) {
 	inside := make(map[int]int)
-	for _, g := range d.guests {
-		inside[g.user()]++
+	for _, one := range c.open {
+		inside[one.user()]++
 	}
-	for _, g := range d.guests {
-		if g.served {
+	for _, one := range c.open {
+		if one.served {
 			continue
 		}
-		if out == nil || inside[g.user()] > inside[out.user()] ||
-			inside[g.user()] == inside[out.user()] && g.arrived < out.arrived {
-			out = g
+		if out == nil || inside[one.user()] > inside[out.user()] ||
+			inside[one.user()] == inside[out.user()] && one.arrived < out.arrived {
+			out = one
 		}
 	}
 	return out
 }
 
-func (d *door) leave(c net.Conn) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	delete(d.guests, c)
+func (c *clients) leave(conn net.Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.open, conn)
 	select {
-	case d.left <- struct{}{}:
+	case c.left <- struct{}{}:
 	default:
 	}
 }
 
 // empty waits until nobody is inside, or ctx ends.
-func (d *door) empty(ctx context.Context) {
+func (c *clients) empty(ctx context.Context) {
 	inside := func() int {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		return len(d.guests)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return len(c.open)
 	}
 	for inside() > 0 {
 		select {
-		case <-d.left:
+		case <-c.left:
 		case <-ctx.Done():
 			return
 		}
@@ -151,10 +151,10 @@ func (d *door) empty(ctx context.Context) {
 }
 
 // attend bounds each request. No route wants a body, so one is not waited for.
-func (d *door) attend(next http.Handler) http.Handler {
+func (c *clients) attend(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		g := guestOf(r)
-		if http.NewResponseController(w).SetWriteDeadline(time.Now().Add(d.limits.read)) != nil {
+		one := clientOf(r)
+		if http.NewResponseController(w).SetWriteDeadline(time.Now().Add(c.limits.read)) != nil {
 			return // gone
 		}
 		if r.ContentLength != 0 {
@@ -162,50 +162,50 @@ func (d *door) attend(next http.Handler) http.Handler {
 			refuse(w, http.StatusRequestEntityTooLarge, errors.New("no request here has a body"))
 			return
 		}
-		if !d.begin(g) {
+		if !c.begin(one) {
 			refuse(w, http.StatusTooManyRequests, errors.New("too many requests of this user at once; end one first"))
 			return
 		}
-		defer d.end(g)
+		defer c.end(one)
 		next.ServeHTTP(w, r)
 	})
 }
 
-// begin reports whether a request of this guest may be answered now.
-func (d *door) begin(g *guest) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+// begin reports whether a request of this client may be answered now.
+func (c *clients) begin(one *client) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	served := 0
-	for _, other := range d.guests {
-		if other.served && other.user() == g.user() {
+	for _, other := range c.open {
+		if other.served && other.user() == one.user() {
 			served++
 		}
 	}
-	g.served = served < d.limits.atOnce
-	return g.served
+	one.served = served < c.limits.atOnce
+	return one.served
 }
 
-func (d *door) end(g *guest) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	g.served = false
+func (c *clients) end(one *client) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	one.served = false
 }
 
 // Write takes the HTTP server's complaints, which a client may cause at will.
-func (d *door) Write(line []byte) (int, error) {
-	d.others.log(func(before uint64) {
-		d.log.Warn("trouble with a client", "error", strings.TrimSpace(string(line)), "not told before", before)
+func (c *clients) Write(line []byte) (int, error) {
+	c.others.log(func(before uint64) {
+		c.log.Warn("trouble with a client", "error", strings.TrimSpace(string(line)), "not told before", before)
 	})
 	return len(line), nil
 }
 
 // rootOnly lets nobody else through: the group may look, not change.
-func (d *door) rootOnly(next http.HandlerFunc) http.HandlerFunc {
+func (c *clients) rootOnly(next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		g := guestOf(r)
-		if g.user() != 0 {
-			d.denied.log(func(before uint64) {
-				d.log.Warn("refused a change to somebody who is not root", "request", r.Method+" "+r.URL.Path, "user", g.user(), "refused before", before)
+		one := clientOf(r)
+		if one.user() != 0 {
+			c.denied.log(func(before uint64) {
+				c.log.Warn("refused a change to somebody who is not root", "request", r.Method+" "+r.URL.Path, "user", one.user(), "refused before", before)
 			})
 			refuse(w, http.StatusForbidden, errors.New("only root may do this"))
 			return
@@ -214,16 +214,16 @@ func (d *door) rootOnly(next http.HandlerFunc) http.HandlerFunc {
 	}
 }
 
-// guestOf returns whose request it is. There is nobody without a door.
-func guestOf(r *http.Request) *guest { return r.Context().Value(guestKey{}).(*guest) }
+// clientOf returns the client whose request it is. Every request has one.
+func clientOf(r *http.Request) *client { return r.Context().Value(clientKey{}).(*client) }
 
 const unknownUser = -1
 
-func (g *guest) user() int {
-	if g.peer == nil {
+func (c *client) user() int {
+	if c.peer == nil {
 		return unknownUser
 	}
-	return int(g.peer.Uid)
+	return int(c.peer.Uid)
 }
 
 // peerOf returns who is on the other end of a Unix socket (SO_PEERCRED), nil on

@@ -25,8 +25,8 @@ import (
 // hall is the control socket alone, with limits of the test's own.
 type hall struct {
 	*Control
-	socket string
-	door   *door
+	socket  string
+	clients *clients
 }
 
 // nobody is a daemon with the default configuration that measures nothing.
@@ -40,14 +40,14 @@ const patience = time.Minute
 func newHall(t *testing.T, l limits) *hall {
 	t.Helper()
 	h := &hall{Control: New(nobody{}, nil, &flows.Host{Name: "h"}, pipeline.NewRecent()), socket: filepath.Join(t.TempDir(), "s")}
-	h.door = newDoor(l, slog.New(slog.DiscardHandler))
+	h.clients = newClients(l, slog.New(slog.DiscardHandler))
 	listener, err := net.Listen("unix", h.socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error)
-	go func() { ended <- serveAt(ctx, listener, h.door, h.routes(h.door)) }()
+	go func() { ended <- serveAt(ctx, listener, h.clients, h.routes(h.clients)) }()
 	t.Cleanup(func() {
 		stop()
 		if err := <-ended; err != nil {
@@ -64,17 +64,17 @@ func newHall(t *testing.T, l limits) *hall {
 func (h *hall) awaitEmpty(t *testing.T) {
 	t.Helper()
 	inside := func() (int, int) {
-		h.door.mu.Lock()
-		defer h.door.mu.Unlock()
-		return len(h.door.guests), h.recent.Followers()
+		h.clients.mu.Lock()
+		defer h.clients.mu.Unlock()
+		return len(h.clients.open), h.recent.Followers()
 	}
 	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
-		guests, followers := inside()
-		if guests == 0 && followers == 0 {
+		open, followers := inside()
+		if open == 0 && followers == 0 {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%d guests and %d followers are still there", guests, followers)
+			t.Fatalf("%d connections and %d followers are still there", open, followers)
 		}
 	}
 }
