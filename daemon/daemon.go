@@ -88,7 +88,7 @@ func Run(ctx context.Context, options Options) (err error) {
 	return d.run(ctx)
 }
 
-// openState takes over or makes the kernel's half and tells it what to measure.
+// openState takes over or makes the kernel's half and sets what it measures.
 func (d *Daemon) openState() (err error) {
 	if d.state, err = bpf.Open(d.config.PinPath, bpf.Mode(d.config.Attach)); err != nil {
 		return err

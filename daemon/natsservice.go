@@ -29,8 +29,8 @@ var natsEndpoints = []struct {
 	}},
 }
 
-// serveNATS has requests answered over NATS as c says, and no longer as before.
-// Trouble with it is told and holds up nothing.
+// serveNATS answers requests over NATS as c says, and no longer as before. It logs
+// a failure, which holds up nothing else.
 func (d *Daemon) serveNATS(c config.NATS) {
 	service, err := d.openNATSService(c)
 	if err != nil {

@@ -134,7 +134,7 @@ func (s *service) close() {
 	}
 }
 
-// report tells the service manager when flatd is ready, how it is, and that it
+// report notifies the service manager when flatd is ready, how it is, and that it
 // is alive, until ctx ends.
 func (s *service) report(ctx context.Context, d *Daemon) error {
 	select {
@@ -145,7 +145,7 @@ func (s *service) report(ctx context.Context, d *Daemon) error {
 	d.log.Info("flatd is ready", "version", d.options.Version, "start", d.state.Start,
 		"interfaces", len(d.state.Attacher.Attachments()), "control", s.control.Addr())
 	s.notify(sd.SdNotifyReady + "\nSTATUS=" + d.statusLine())
-	d.tellStart()
+	d.reportStart()
 	debug.FreeOSMemory() // what the start took, mostly to load programs, is several times what comes after it
 
 	watchdog, err := sd.SdWatchdogEnabled(false)

@@ -35,13 +35,25 @@ func (d *Daemon) makeQueues(c config.Config, old *config.Config) (queues []*outp
 		was = old.Outputs
 	}
 	if o.Journald.Enabled && d.journald() {
-		add("journald", o.Journald.Queue, o.Journald == was.Journald, func() (outputs.Output, error) { return d.openJournald(o.Journald) })
+		add("journald", o.Journald.Queue, o.Journald == was.Journald, func() (outputs.Output, error) {
+			return outputs.NewJournal(outputs.JournalOptions{
+				Host: &d.host, Profile: o.Journald.Profile, NoObjectUnit: !o.Journald.ObjectUnit,
+				SuccessRate: o.Journald.SuccessesPerSecond, SuccessBurst: o.Journald.SuccessesBurst,
+				FailureRate: o.Journald.FailuresPerSecond, FailureBurst: o.Journald.FailuresBurst,
+			})
+		})
 	}
 	if o.NATS.URL != "" {
-		add("nats", o.NATS.Queue, o.NATS == was.NATS, func() (outputs.Output, error) { return d.openNATS(o.NATS) })
+		add("nats", o.NATS.Queue, o.NATS == was.NATS, func() (outputs.Output, error) {
+			return outputs.NewNATS(d.natsOptions(o.NATS))
+		})
 	}
 	if o.Stdout.Enabled {
-		add("stdout", o.Stdout.Queue, o.Stdout == was.Stdout, func() (outputs.Output, error) { return d.openStdout(o.Stdout) })
+		add("stdout", o.Stdout.Queue, o.Stdout == was.Stdout, func() (outputs.Output, error) {
+			return outputs.NewStdout(outputs.StdoutOptions{
+				Host: &d.host, Writer: os.Stdout, Format: o.Stdout.Format, Color: outputs.UseColor(os.Stdout),
+			})
+		})
 	}
 	if len(queues) == 0 && err == nil {
 		d.log.Warn("no output is at work; events can be seen with `flatctl events` and are counted, nothing else")
@@ -59,18 +71,6 @@ func (d *Daemon) journald() bool {
 	return false
 }
 
-func (d *Daemon) openJournald(c config.Journald) (outputs.Output, error) {
-	return outputs.NewJournal(outputs.JournalOptions{
-		Host: &d.host, Profile: c.Profile, NoObjectUnit: !c.ObjectUnit,
-		SuccessRate: c.SuccessesPerSecond, SuccessBurst: c.SuccessesBurst,
-		FailureRate: c.FailuresPerSecond, FailureBurst: c.FailuresBurst,
-	})
-}
-
-func (d *Daemon) openNATS(c config.NATS) (outputs.Output, error) {
-	return outputs.NewNATS(d.natsOptions(c))
-}
-
 func (d *Daemon) natsOptions(c config.NATS) outputs.NATSOptions {
 	return outputs.NATSOptions{
 		Host: &d.host, URL: c.URL, Subject: c.Subject, Mode: c.Mode,
@@ -79,14 +79,8 @@ func (d *Daemon) natsOptions(c config.NATS) outputs.NATSOptions {
 	}
 }
 
-func (d *Daemon) openStdout(c config.Stdout) (outputs.Output, error) {
-	return outputs.NewStdout(outputs.StdoutOptions{
-		Host: &d.host, Writer: os.Stdout, Format: c.Format, Color: outputs.UseColor(os.Stdout),
-	})
-}
-
-// outputChanged is told once when an output starts to fail and once when it
-// works again.
+// outputChanged logs that an output starts to fail, or works again. It is called
+// once for each.
 func (d *Daemon) outputChanged(name string, err error) {
 	if err != nil {
 		d.log.Warn("output fails, its queue keeps the newest events and tries on", "output", name, "error", err)

@@ -2,8 +2,8 @@ package daemon
 
 import (
 	"fmt"
+	"maps"
 	"slices"
-	"sort"
 	"strings"
 	"time"
 
@@ -63,12 +63,7 @@ func (d *Daemon) Interfaces() []api.InterfaceStatus {
 		all = append(all, api.InterfaceStatus{Name: a.Name, Index: a.Index, Mode: a.Mode, L3: a.L3, Ahead: ahead[a.Index]})
 	}
 	failing := d.links.Failing()
-	names := make([]string, 0, len(failing))
-	for name := range failing {
-		names = append(names, name)
-	}
-	sort.Strings(names)
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(failing)) {
 		all = append(all, api.InterfaceStatus{Name: name, Error: failing[name]})
 	}
 	return all
@@ -169,7 +164,7 @@ func (d *Daemon) Stuck() string {
 	return ""
 }
 
-func (d *Daemon) tellStart() {
+func (d *Daemon) reportStart() {
 	d.pipeline.Status(flows.ActionStart, flows.Interface{}, fmt.Sprintf("flatd %s started (%s): %s", d.options.Version, d.state.Start, d.statusLine()))
 }
 
