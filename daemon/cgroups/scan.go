@@ -3,6 +3,7 @@ package cgroups
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 
@@ -34,11 +35,7 @@ func (t *Tree) rescan() {
 func (t *Tree) forgetUnknown() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for id, owner := range t.owners {
-		if owner == nil {
-			delete(t.owners, id)
-		}
-	}
+	maps.DeleteFunc(t.owners, func(_ uint64, owner *flows.Owner) bool { return owner == nil })
 	t.unknown = 0
 }
 
