@@ -44,10 +44,8 @@ func (f *Fanout) Publish(i *Item) {
 func (f *Fanout) Queue(name string) *Queue {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, q := range f.queues {
-		if q.Name() == name {
-			return q
-		}
+	if i := slices.IndexFunc(f.queues, func(q *Queue) bool { return q.Name() == name }); i >= 0 {
+		return f.queues[i]
 	}
 	return nil
 }
@@ -108,11 +106,9 @@ func (f *Fanout) Stats() []Stats {
 
 // addStats adds the books of one queue to those of its name.
 func addStats(all []Stats, s Stats) []Stats {
-	for n := range all {
-		if all[n].Name == s.Name {
-			all[n].add(s)
-			return all
-		}
+	if n := slices.IndexFunc(all, func(of Stats) bool { return of.Name == s.Name }); n >= 0 {
+		all[n].add(s)
+		return all
 	}
 	return append(all, s)
 }

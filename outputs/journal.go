@@ -1,6 +1,7 @@
 package outputs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -58,24 +59,20 @@ type Journal struct {
 
 // NewJournal checks the options; the first Write connects.
 func NewJournal(o JournalOptions) (*Journal, error) {
+	o.Profile, o.Socket = cmp.Or(o.Profile, ProfileBudget), cmp.Or(o.Socket, JournalSocket)
 	switch o.Profile {
-	case "":
-		o.Profile = ProfileBudget
 	case ProfileBudget, ProfileAll, ProfileNotable:
 	default:
 		return nil, fmt.Errorf("journald: profile %q: must be %q, %q or %q",
 			o.Profile, ProfileBudget, ProfileAll, ProfileNotable)
-	}
-	if o.Socket == "" {
-		o.Socket = JournalSocket
 	}
 	return &Journal{
 		host:      o.Host,
 		profile:   o.Profile,
 		objects:   !o.NoObjectUnit,
 		socket:    journalSocket{path: o.Socket, fd: -1},
-		successes: newBudget(o.SuccessRate, DefaultSuccessRate, o.SuccessBurst, DefaultSuccessBurst),
-		failures:  newBudget(o.FailureRate, DefaultFailureRate, o.FailureBurst, DefaultFailureBurst),
+		successes: newBudget(cmp.Or(o.SuccessRate, DefaultSuccessRate), cmp.Or(o.SuccessBurst, DefaultSuccessBurst)),
+		failures:  newBudget(cmp.Or(o.FailureRate, DefaultFailureRate), cmp.Or(o.FailureBurst, DefaultFailureBurst)),
 	}, nil
 }
 
@@ -143,13 +140,7 @@ type budget struct {
 	spare  int // tokens taken for events that could not be sent
 }
 
-func newBudget(perSecond, defaultPerSecond, burst, defaultBurst int) budget {
-	if perSecond == 0 {
-		perSecond = defaultPerSecond
-	}
-	if burst == 0 {
-		burst = defaultBurst
-	}
+func newBudget(perSecond, burst int) budget {
 	return budget{tokens: rate.NewLimiter(rate.Limit(perSecond), burst)}
 }
 

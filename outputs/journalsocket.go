@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -51,12 +52,8 @@ func (s *journalSocket) Send(ctx context.Context, entry []byte) error {
 
 // gone reports whether nobody is at the other end, at least for the moment.
 func gone(err error) bool {
-	for _, e := range []unix.Errno{unix.ECONNREFUSED, unix.ECONNRESET, unix.ENOTCONN, unix.EPIPE, unix.ENOENT} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
+	number, _ := errors.AsType[unix.Errno](err)
+	return slices.Contains([]unix.Errno{unix.ECONNREFUSED, unix.ECONNRESET, unix.ENOTCONN, unix.EPIPE, unix.ENOENT}, number)
 }
 
 func (s *journalSocket) try(entry []byte) error {

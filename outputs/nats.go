@@ -1,6 +1,7 @@
 package outputs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -95,7 +96,7 @@ type NATS struct {
 // NewNATS checks the options, reads the files they name once, and begins to
 // connect. It never waits for a server.
 func NewNATS(o NATSOptions) (*NATS, error) {
-	n := &NATS{options: o, mode: o.Mode, ready: make(chan struct{}, 1), closing: make(chan struct{}), routes: make(map[string]route), refusals: make(map[string]*refusal), pace: natsPaceMax, message: newMessage()}
+	n := &NATS{options: o, mode: cmp.Or(o.Mode, ModeAuto), ready: make(chan struct{}, 1), closing: make(chan struct{}), routes: make(map[string]route), refusals: make(map[string]*refusal), pace: natsPaceMax, message: newMessage()}
 	if err := n.configure(); err != nil {
 		return nil, fmt.Errorf("nats: %w", err)
 	}
@@ -105,23 +106,24 @@ func NewNATS(o NATSOptions) (*NATS, error) {
 
 func (n *NATS) configure() (err error) {
 	switch n.mode {
-	case "":
-		n.mode = ModeAuto
 	case ModeAuto, ModeCore, ModeJetStream:
 	default:
 		return fmt.Errorf("mode %q: must be %q, %q or %q", n.mode, ModeAuto, ModeCore, ModeJetStream)
 	}
-	if n.options.Subject == "" {
-		n.options.Subject = DefaultSubject
-	}
-	if n.subject, err = ParseSubject(n.options.Subject); err != nil {
+	if n.subject, err = ParseSubject(cmp.Or(n.options.Subject, DefaultSubject)); err != nil {
 		return err
 	}
-	if n.server, err = redact(n.options.URL); err != nil {
-		return err
-	}
-	_, err = n.options.secrets()
+	n.server, err = n.options.check()
 	return err
+}
+
+// check looks at where to connect and how to log in, and returns the URLs without
+// passwords.
+func (o *NATSOptions) check() (server string, err error) {
+	if server, err = redact(o.URL); err == nil {
+		_, err = o.secrets()
+	}
+	return server, err
 }
 
 // NATSSchemes are those that the URL of a server may have.

@@ -11,11 +11,8 @@ import (
 // there is none; a connection that is lost later the client mends by itself. The
 // caller closes it.
 func DialNATS(name string, o NATSOptions, options ...nats.Option) (*nats.Conn, error) {
-	server, err := redact(o.URL)
+	server, err := o.check()
 	if err != nil {
-		return nil, fmt.Errorf("nats: %w", err)
-	}
-	if _, err := o.secrets(); err != nil {
 		return nil, fmt.Errorf("nats: %w", err)
 	}
 	conn, err := o.connect(append(persistent(name), options...)...)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -12,14 +13,10 @@ import (
 
 // secrets are the options that authenticate.
 func (o *NATSOptions) secrets() ([]nats.Option, error) {
-	ways := 0
-	for _, set := range []bool{o.Credentials != "", o.NKey != "", o.Token != "", o.User != ""} {
-		if set {
-			ways++
-		}
-	}
+	unset := func(way string) bool { return way == "" }
+	ways := slices.DeleteFunc([]string{o.Credentials, o.NKey, o.Token, o.User}, unset)
 	switch {
-	case ways > 1:
+	case len(ways) > 1:
 		return nil, errors.New("credentials, nkey, token and user exclude each other: set one of them")
 	case (o.User == "") != (o.Password == ""):
 		return nil, errors.New("user and password go together: password names the file that holds it")

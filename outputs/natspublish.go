@@ -204,9 +204,8 @@ func acknowledged(ctx context.Context, ack jetstream.PubAckFuture) error {
 
 // tooLarge reports whether the server or the stream will never take the event.
 func tooLarge(err error) bool {
-	var api *jetstream.APIError
-	return errors.Is(err, nats.ErrMaxPayload) ||
-		errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamMessageExceedsMaximum
+	api, ok := errors.AsType[*jetstream.APIError](err)
+	return errors.Is(err, nats.ErrMaxPayload) || ok && api.ErrorCode == jetstream.JSErrCodeStreamMessageExceedsMaximum
 }
 
 // abandon gives up on acknowledgements that have not come. The client may still

@@ -3,6 +3,7 @@ package outputs
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -63,11 +64,7 @@ func (n *NATS) ensureRefusals() {
 // doubtRefusals has the subjects tried anew of which it is not sure that they
 // alone are refused.
 func (n *NATS) doubtRefusals() {
-	for subject, r := range n.refusals {
-		if !r.sure {
-			delete(n.refusals, subject)
-		}
-	}
+	maps.DeleteFunc(n.refusals, func(_ string, r *refusal) bool { return !r.sure })
 }
 
 // together is how many of events to publish at once: not too many for the

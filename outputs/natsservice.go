@@ -74,10 +74,7 @@ type NATSService struct {
 // NewNATSService checks the options and begins to connect. It never waits for a
 // server, and looks for one until Close.
 func NewNATSService(o ServiceOptions) (*NATSService, error) {
-	if _, err := redact(o.NATS.URL); err != nil {
-		return nil, fmt.Errorf("nats service: %w", err)
-	}
-	if _, err := o.NATS.secrets(); err != nil {
+	if _, err := o.NATS.check(); err != nil {
 		return nil, fmt.Errorf("nats service: %w", err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
