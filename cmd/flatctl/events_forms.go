@@ -158,19 +158,15 @@ func (f *tableForm) print(line row) error {
 	var text strings.Builder
 	if !f.headed {
 		f.headed = true
-		f.format(&text, row{cells: f.titles()})
+		var titles row
+		for _, c := range f.columns {
+			titles.cells = append(titles.cells, strings.ToUpper(c.Name))
+		}
+		f.format(&text, titles)
 	}
 	f.format(&text, line)
 	_, err := io.WriteString(f.to, text.String())
 	return err
-}
-
-func (f *tableForm) titles() []string {
-	titles := make([]string, len(f.columns))
-	for i, c := range f.columns {
-		titles[i] = strings.ToUpper(c.Name)
-	}
-	return titles
 }
 
 func (f *tableForm) format(to *strings.Builder, line row) {

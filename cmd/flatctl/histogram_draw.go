@@ -145,7 +145,7 @@ func (t terminal) label(s span) string {
 	if lower > 0 {
 		text = t.duration(lower)
 	}
-	return strings.Repeat(" ", max(labelWidth-utf8.RuneCountInString(text), 0)) + text
+	return fmt.Sprintf("%*s", labelWidth, text)
 }
 
 // bound is a percentile as a bound of what the answer took.

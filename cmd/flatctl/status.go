@@ -154,7 +154,9 @@ func printStatus(to io.Writer, s *api.Status, counters bool) error {
 			b.TakenOver, b.TakenOverBoth, b.TakenOverOut, b.TakenOverLost)
 	}
 	if counters {
-		printCounters(w, s.Counters)
+		for _, name := range slices.Sorted(maps.Keys(s.Counters)) {
+			fmt.Fprintf(w, "  counter %s:\t%d\n", name, s.Counters[name])
+		}
 	}
 	return w.Flush()
 }
@@ -172,12 +174,6 @@ var found = map[string]string{
 	"adopt":   "at work, and took it over as it was",
 	"replace": "of another version, and replaced the programs",
 	"beside":  "of another layout, and made its own beside it",
-}
-
-func printCounters(w io.Writer, counters map[string]uint64) {
-	for _, name := range slices.Sorted(maps.Keys(counters)) {
-		fmt.Fprintf(w, "  counter %s:\t%d\n", name, counters[name])
-	}
 }
 
 func interfacesCommand(c *source.Client) *cobra.Command {

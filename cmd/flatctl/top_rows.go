@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/charmbracelet/x/ansi"
 
@@ -130,8 +129,7 @@ func (t terminal) row(l *topLayout, mark, name string, r *board.Ranked) string {
 	var text strings.Builder
 	text.WriteString(mark + fit(t.text(name), l.name))
 	for _, c := range l.columns {
-		cell := c.cell(t, r)
-		cell = strings.Repeat(" ", max(c.width-utf8.RuneCountInString(cell), 0)) + cell
+		cell := fmt.Sprintf("%*s", c.width, c.cell(t, r))
 		if c.red && t.color && !strings.HasSuffix(cell, " 0") {
 			cell = colorBad + cell + flows.ColorReset
 		}

@@ -82,47 +82,43 @@ func (c *Client) explain(err error) error {
 	return err
 }
 
-// Get decodes the JSON of an answer into to.
-func (c *Client) Get(ctx context.Context, path string, to any) error {
+// quick sends a request within quickTime, and has read take the answer.
+func (c *Client) quick(ctx context.Context, method, path string, read func(context.Context, io.Reader) error) error {
 	ctx, cancel := context.WithTimeout(ctx, quickTime)
 	defer cancel()
-	response, err := c.do(ctx, http.MethodGet, path)
+	response, err := c.do(ctx, method, path)
 	if err != nil {
 		return err
 	}
 	defer response.Body.Close()
-	if err := json.NewDecoder(response.Body).Decode(to); err != nil {
-		return fmt.Errorf("read flatd's answer: %w", err)
-	}
-	return nil
+	return read(ctx, response.Body)
+}
+
+// Get decodes the JSON of an answer into to.
+func (c *Client) Get(ctx context.Context, path string, to any) error {
+	return c.quick(ctx, http.MethodGet, path, func(_ context.Context, body io.Reader) error {
+		if err := json.NewDecoder(body).Decode(to); err != nil {
+			return fmt.Errorf("read flatd's answer: %w", err)
+		}
+		return nil
+	})
 }
 
 // Post has flatd do something.
 func (c *Client) Post(ctx context.Context, path string) error {
-	ctx, cancel := context.WithTimeout(ctx, quickTime)
-	defer cancel()
-	response, err := c.do(ctx, http.MethodPost, path)
-	if err != nil {
-		return err
-	}
-	return response.Body.Close()
+	return c.quick(ctx, http.MethodPost, path, func(context.Context, io.Reader) error { return nil })
 }
 
 // Copy copies an answer as it is, until it ends or ctx does.
 func (c *Client) Copy(ctx context.Context, path string, to io.Writer) error {
-	ctx, cancel := context.WithTimeout(ctx, quickTime)
-	defer cancel()
-	response, err := c.do(ctx, http.MethodGet, path)
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	_, err = io.Copy(to, response.Body)
-	if ctx.Err() != nil || errors.Is(err, syscall.EPIPE) {
-		return nil // interrupted, or piped into head
-	}
-	if err != nil {
-		return fmt.Errorf("the connection to flatd broke: %w", err)
-	}
-	return nil
+	return c.quick(ctx, http.MethodGet, path, func(ctx context.Context, body io.Reader) error {
+		_, err := io.Copy(to, body)
+		if ctx.Err() != nil || errors.Is(err, syscall.EPIPE) {
+			return nil // interrupted, or piped into head
+		}
+		if err != nil {
+			return fmt.Errorf("the connection to flatd broke: %w", err)
+		}
+		return nil
+	})
 }
