@@ -23,12 +23,8 @@ func Families() []string { return []string{"ipv4", "ipv6"} }
 // repeated or separated by commas. An error says what is allowed.
 func ParseHistogramQuery(values url.Values) (HistogramQuery, error) {
 	var q HistogramQuery
-	for name, texts := range values {
-		if err := q.Set(name, texts); err != nil {
-			return q, parameterError(name, texts, err, HistogramQueryNames())
-		}
-	}
-	return q, nil
+	err := setAll(q.Set, values, HistogramQueryNames())
+	return q, err
 }
 
 // Set sets a condition. An error says what is allowed, but not of what.

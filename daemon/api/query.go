@@ -39,12 +39,8 @@ func queryNames() []string {
 // be several are repeated or separated by commas.
 func ParseEventsQuery(values url.Values) (EventsQuery, error) {
 	q := EventsQuery{Limit: 100}
-	for name, texts := range values {
-		if err := q.set(name, texts); err != nil {
-			return q, parameterError(name, texts, err, queryNames())
-		}
-	}
-	return q, nil
+	err := setAll(q.set, values, queryNames())
+	return q, err
 }
 
 func (q *EventsQuery) set(name string, texts []string) (err error) {
@@ -70,13 +66,19 @@ func (q *EventsQuery) set(name string, texts []string) (err error) {
 // errUnknown is the error for a parameter that there is not.
 var errUnknown = errors.New("unknown")
 
-// parameterError says what is wrong with a parameter, and which there are, in
-// words that may be shown.
-func parameterError(name string, texts []string, err error, known []string) error {
-	if errors.Is(err, errUnknown) || !slices.Contains(known, name) {
-		return fmt.Errorf("unknown parameter %q: known are %s", name, strings.Join(known, ", "))
+// setAll sets the parameters of a query. The error says what is wrong with one, and
+// which there are, in words that may be shown.
+func setAll(set func(name string, texts []string) error, values url.Values, known []string) error {
+	for name, texts := range values {
+		err := set(name, texts)
+		switch {
+		case errors.Is(err, errUnknown), err != nil && !slices.Contains(known, name):
+			return fmt.Errorf("unknown parameter %q: known are %s", name, strings.Join(known, ", "))
+		case err != nil:
+			return fmt.Errorf("parameter %s=%q: %w", name, strings.Join(texts, ","), err)
+		}
 	}
-	return fmt.Errorf("parameter %s=%q: %w", name, strings.Join(texts, ","), err)
+	return nil
 }
 
 // words splits lists at their commas, so that a list may be given in parts.
