@@ -7,7 +7,7 @@ import (
 	"github.com/flatd/flatd/flows"
 )
 
-// Durations that the histograms tell apart, in nanoseconds. No exchange takes
+// Durations that the histograms distinguish, in nanoseconds. No exchange takes
 // longer than the largest timeout and a sweep.
 const (
 	durationLeast = int64(time.Microsecond)

@@ -30,10 +30,6 @@ type destinations struct {
 	others uint64              // exchanges that found no place
 }
 
-func newDestinations() destinations {
-	return destinations{places: make(map[destination]int)}
-}
-
 func (d *destinations) add(e *flows.Event) {
 	key := destination{e.Destination, e.Kind}
 	place, known := d.places[key]

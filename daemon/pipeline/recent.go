@@ -18,7 +18,7 @@ const (
 var errFollowers = errors.New("too many followers; end one first")
 
 // Recent remembers the latest events and hands new ones to those who follow.
-// It never waits for a follower: one that is slow is told what it missed.
+// It never waits for a follower: a slow one learns from TakeMissed what it missed.
 type Recent struct {
 	mu        sync.Mutex
 	events    []flows.Event // a ring once it is full

@@ -34,7 +34,7 @@ const (
 )
 
 func newSummarizer(c config.Summary) *summarizer {
-	s := &summarizer{destinations: newDestinations()}
+	s := &summarizer{destinations: destinations{places: make(map[destination]int)}}
 	s.configure(c)
 	s.latest.Store(new([]flows.Event))
 	return s

@@ -25,9 +25,6 @@ type takeover struct {
 	detached  bool
 }
 
-// previousThings are what events from a previous state are about.
-var previousThings = []thing{previousRecords, previousFull, previousLost, previousTimeouts}
-
 // TakeOver prepares for it if there is a previous state. It is called before the
 // interfaces are attached.
 func (p *Pipeline) TakeOver() error {
@@ -216,7 +213,7 @@ func (p *Pipeline) endTakeover() error {
 	if err := p.countPrevious(); err != nil {
 		return err
 	}
-	if t.state.Backlog() > 0 || p.inFlight.any(previousThings...) {
+	if t.state.Backlog() > 0 || p.inFlight.any(previousRecords, previousFull, previousLost, previousTimeouts) {
 		return nil // the outputs do not have all of it yet
 	}
 	p.reportBoth()
