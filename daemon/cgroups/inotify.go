@@ -11,7 +11,7 @@ import (
 )
 
 // inotify is one instance of inotify(7). The methods may be called on nil,
-// which tells nothing.
+// which reports nothing.
 type inotify struct {
 	file   *os.File
 	buffer []byte
@@ -25,8 +25,8 @@ func newInotify() (*inotify, error) {
 	return &inotify{file: os.NewFile(uintptr(fd), "inotify"), buffer: make([]byte, 16<<10)}, nil
 }
 
-// add watches a directory. cgroupfs tells its parent alone when it is removed,
-// and then the watch stays until it is ended.
+// add watches a directory. When the directory is removed, cgroupfs reports that to
+// the watch on its parent alone, and the watch on it stays until it is ended.
 func (n *inotify) add(dir string) (watch int32, err error) {
 	err = n.control(func(fd int) error {
 		w, err := unix.InotifyAddWatch(fd, dir, unix.IN_CREATE|unix.IN_DELETE|unix.IN_ONLYDIR|unix.IN_DONT_FOLLOW)

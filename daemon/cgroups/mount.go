@@ -15,7 +15,7 @@ var errNotMounted = errors.New("no cgroup file system of version 2 is mounted")
 const mountInfo = "/proc/self/mountinfo"
 
 // findMount returns where the hierarchy of version 2 is mounted: on
-// /sys/fs/cgroup, or beside version 1 on /sys/fs/cgroup/unified (systemd's
+// /sys/fs/cgroup, or next to version 1 on /sys/fs/cgroup/unified (systemd's
 // "hybrid"), or wherever it may be. Within a cgroup namespace its root is that
 // of the namespace.
 func findMount() (string, error) {

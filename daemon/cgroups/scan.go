@@ -74,7 +74,7 @@ func (t *Tree) look(d *directory) {
 	}
 	names, err := subdirectories(t.root + d.path)
 	if err != nil {
-		return // it has gone, which its parent's watch tells
+		return // it has gone, which its parent's watch reports
 	}
 	for name, child := range d.children {
 		if !names[name] {
@@ -138,7 +138,7 @@ func (t *Tree) leave(d *directory) {
 	t.forgetLater(d.id)
 }
 
-// watch has the kernel tell what happens in d.
+// watch has the kernel report what happens in d.
 func (t *Tree) watch(d *directory) {
 	if t.notify == nil {
 		return

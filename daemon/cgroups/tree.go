@@ -5,7 +5,7 @@
 // again before the next boot (kernfs_new_node in Linux). So what has once been
 // seen stays true, also after the cgroup is gone. There is no way from an id to
 // its directory without CAP_DAC_READ_SEARCH, which would let the daemon read
-// every file of the host. The tree is followed instead: inotify(7) tells of
+// every file of the host. The tree is followed instead: inotify(7) reports
 // every directory that is made or removed.
 //
 // The package logs nothing; Problem says what is wrong.
@@ -134,8 +134,8 @@ func (t *Tree) follow() {
 // A known id costs the reading of a map.
 //
 // An id that is not known may be that of a cgroup so new that nobody has looked
-// at it yet. But the kernel tells of a cgroup before anybody can be in it, and
-// so before it reports their sockets: it is enough to take in what it has told
+// at it yet. But the kernel reports a cgroup before anybody can be in it, and
+// so before it reports their sockets: it is enough to take in what it has reported
 // by now. What is then not known was gone too soon or is not below our root.
 // While the tree is being read anew Lookup does not wait for that.
 func (t *Tree) Lookup(id uint64) *flows.Owner {

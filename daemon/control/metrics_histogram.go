@@ -59,7 +59,7 @@ func labelsOf(h *bpf.Histogram, names map[int]string) histogramLabels {
 }
 
 // durations is one histogram in both of Prometheus' forms: the classic one for
-// every scraper, beside it the native one for those that ask for protobuf.
+// every scraper, and the native one for those that ask for protobuf.
 type durations struct {
 	prometheus.Metric // classic
 	kernel            *bpf.Histogram
@@ -100,13 +100,13 @@ func classicBuckets(h *bpf.Histogram) map[float64]uint64 {
 // for Prometheus to make of a classic histogram; no exposition format has them.)
 //
 // So each of the kernel's buckets becomes the one that its upper bound is in.
-// That is a bucket of its own, none is between two that are not used, and what
+// That is its own bucket, none is between two that are not used, and what
 // it says is never that something was faster than it was: all bounds are moved
 // up, by 4 to 11 %. The zero bucket and the total are exact.
 const nativeSchema = 2
 
 // nativeIndex is the native bucket of each of the kernel's but the first. What
-// took longer than the kernel tells apart is right above the rest.
+// took longer than the kernel distinguishes is right above the rest.
 var nativeIndex = func() (index [bpf.HistogramBuckets]int32) {
 	last := bpf.HistogramBuckets - 1
 	for i := 1; i < last; i++ {
