@@ -153,6 +153,7 @@ func (p *Pipeline) Run(ctx context.Context) error {
 		}
 		if now := time.Now(); now.After(nextSweep) {
 			nextSweep = now.Add(sweepEvery)
+			p.cpus.adjust(now, p.read.Load())
 			full, err := p.sweep()
 			if err != nil {
 				return err
@@ -183,7 +184,6 @@ func (p *Pipeline) gather() error {
 		n, err = p.readAll()
 		p.pause = nextPause(p.pause, n)
 	}
-	p.cpus.adjust(time.Now(), n > gatherMany)
 	return err
 }
 

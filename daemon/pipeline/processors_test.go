@@ -14,7 +14,7 @@ func TestProcessorsComeAndGo(t *testing.T) {
 	t.Cleanup(runtime.SetDefaultGOMAXPROCS)
 	var p processors
 	p.spare()
-	now := time.Now()
+	now, read := time.Now(), uint64(0)
 	for _, step := range []struct {
 		after time.Duration
 		busy  bool
@@ -28,7 +28,11 @@ func TestProcessorsComeAndGo(t *testing.T) {
 		{31*time.Second + processorsFor, false, 1},
 		{time.Hour, true, all},
 	} {
-		p.adjust(now.Add(step.after), step.busy)
+		if step.busy {
+			read += processorsMany
+		}
+		read++
+		p.adjust(now.Add(step.after), read)
 		if got := runtime.GOMAXPROCS(0); got != step.want {
 			t.Errorf("after %v: %d CPUs in use, want %d", step.after, got, step.want)
 		}
