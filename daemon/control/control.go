@@ -207,7 +207,7 @@ func (c *Control) serveEvents(w http.ResponseWriter, r *http.Request) {
 	var events []flows.Event
 	var f *pipeline.Follower
 	if q.Follow {
-		if events, f, err = c.recent.Follow(q.Limit, q.Match); err != nil {
+		if events, f, err = c.recent.Follow(clientOf(r).user(), q.Limit, q.Match); err != nil {
 			refuse(w, http.StatusTooManyRequests, err)
 			return
 		}

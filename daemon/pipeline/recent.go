@@ -10,9 +10,12 @@ import (
 )
 
 const (
-	// FollowersMax is how many there may be at once.
-	FollowersMax = 16
-	followerRoom = 1024 // events a follower may lag behind
+	// FollowersMax is how many there may be at once, followersRoot how many of these places
+	// are root's alone, and followersOfUser how many any other user may have.
+	FollowersMax    = 16
+	followersRoot   = 4
+	followersOfUser = 8
+	followerRoom    = 1024 // events a follower may lag behind
 )
 
 var errFollowers = errors.New("too many followers; end one first")
@@ -28,6 +31,7 @@ type Recent struct {
 
 // Follower receives the events that keep says yes to.
 type Follower struct {
+	user   int // uid; -1: unknown
 	keep   func(*flows.Event) bool
 	Events chan flows.Event
 	missed uint64 // guarded by Recent.mu
@@ -80,17 +84,31 @@ func (r *Recent) latestLocked(limit int, keep func(*flows.Event) bool) []flows.E
 	return found
 }
 
-// Follow returns the latest events as Latest does, and a follower that gets
+// Follow returns the latest events as Latest does, and a follower of a user that gets
 // all that come after those.
-func (r *Recent) Follow(limit int, keep func(*flows.Event) bool) ([]flows.Event, *Follower, error) {
+func (r *Recent) Follow(user int, limit int, keep func(*flows.Event) bool) ([]flows.Event, *Follower, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.followers) == FollowersMax {
+	if !r.hasRoom(user) {
 		return nil, nil, errFollowers
 	}
-	f := &Follower{keep: keep, Events: make(chan flows.Event, followerRoom)}
+	f := &Follower{user: user, keep: keep, Events: make(chan flows.Event, followerRoom)}
 	r.followers[f] = true
 	return r.latestLocked(limit, keep), f, nil
+}
+
+func (r *Recent) hasRoom(user int) bool {
+	ofUser, ofOthers := 0, 0 // others than root
+	for f := range r.followers {
+		if f.user == user {
+			ofUser++
+		}
+		if f.user != 0 {
+			ofOthers++
+		}
+	}
+	return len(r.followers) < FollowersMax &&
+		(user == 0 || ofUser < followersOfUser && ofOthers < FollowersMax-followersRoot)
 }
 
 // Oldest returns the time of the oldest event that is remembered, if any has been

@@ -24,7 +24,7 @@ func TestRecent(t *testing.T) {
 		t.Errorf("the latest two odd ones: %v", got)
 	}
 
-	past, f, err := r.Follow(1, all)
+	past, f, err := r.Follow(0, 1, all)
 	if err != nil || len(past) != 1 {
 		t.Fatalf("follow: %d events, %v", len(past), err)
 	}
@@ -40,15 +40,34 @@ func TestRecent(t *testing.T) {
 		t.Errorf("told twice: %d", missed)
 	}
 	for range FollowersMax - 1 {
-		if _, _, err := r.Follow(0, all); err != nil {
+		if _, _, err := r.Follow(0, 0, all); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, _, err := r.Follow(0, all); err == nil {
+	if _, _, err := r.Follow(0, 0, all); err == nil {
 		t.Error("one follower too many is let in")
 	}
 	r.Unfollow(f)
-	if _, _, err := r.Follow(0, all); err != nil {
+	if _, _, err := r.Follow(0, 0, all); err != nil {
 		t.Errorf("no room after one has gone: %v", err)
+	}
+}
+
+// One user cannot take the places of others, nor all users those of root.
+func TestFollowersOfUsers(t *testing.T) {
+	r := NewRecent()
+	all := func(*flows.Event) bool { return true }
+	follow := func(user, n int) (let int) {
+		for range n {
+			if _, _, err := r.Follow(user, 0, all); err == nil {
+				let++
+			}
+		}
+		return let
+	}
+	for _, c := range []struct{ user, want int }{{1000, followersOfUser}, {1001, FollowersMax - followersRoot - followersOfUser}, {1002, 0}, {0, followersRoot}} {
+		if let := follow(c.user, 2*FollowersMax); let != c.want {
+			t.Errorf("%d followers of user %d are let in, want %d", let, c.user, c.want)
+		}
 	}
 }
