@@ -73,7 +73,7 @@ func TestProblems(t *testing.T) {
 		{"measure.sides = [\"Client\"]", `f:1: measure.sides: "Client" is not known: want "client" or "server"; did you mean "client"?`},
 
 		// Interfaces.
-		{"interfaces = [\"a-name-too-long0\"]", `f:1: interfaces: "a-name-too-long0" is too long for an interface: want at most 15 characters`},
+		{"interfaces = [\"a" + strings.Repeat("-", 127) + "\"]", `f:1: interfaces: "a` + strings.Repeat("-", 59) + `…" is too long for an interface: want at most 127 characters`},
 		{"interfaces = [\"eth[0\"]", `f:1: interfaces: "eth[0" is not a valid glob: want *, ?, [a-z] or [^a-z], such as "eth*"`},
 		{"interfaces = [\"eth0 eth1\"]", `f:1: interfaces: "eth0 eth1" is not the name of an interface: these have no '/', ':' or white space`},
 		{"interfaces = [\"\"]", `f:1: interfaces: "" is not the name of an interface`},

@@ -15,8 +15,9 @@ import (
 	"github.com/flatd/flatd/outputs"
 )
 
-// interfaceNameMax is IFNAMSIZ without the NUL.
-const interfaceNameMax = 15
+// interfaceNameMax is ALTIFNAMSIZ without the NUL: an interface may have alternative names,
+// which may be longer than its name (IFNAMSIZ).
+const interfaceNameMax = 127
 
 // interfaceWanted takes "auto", a name or a glob.
 func interfaceWanted(value any) (string, error) {
@@ -33,7 +34,7 @@ func interfaceWanted(value any) (string, error) {
 	case !isGlob && len(s) > interfaceNameMax:
 		return "", fmt.Errorf("%s is too long for an interface: want at most %d characters", show(s), interfaceNameMax)
 	}
-	if _, err := path.Match(s, ""); err != nil || len(s) > 4*interfaceNameMax {
+	if _, err := path.Match(s, ""); err != nil || len(s) > 2*interfaceNameMax {
 		return "", fmt.Errorf("%s is not a valid glob: want *, ?, [a-z] or [^a-z], such as \"eth*\"", show(s))
 	}
 	return s, nil

@@ -11,8 +11,9 @@ import (
 // device is what the choice of interfaces needs to know of one.
 type device struct {
 	bpf.Interface
-	Enslaved bool // a port of a bridge or bond, where its packets are seen again
-	Default  bool // holds a default route
+	AltNames []string // alternative names (`ip link property`)
+	Enslaved bool     // a port of a bridge or bond, where its packets are seen again
+	Default  bool     // holds a default route
 	// Translating: NAT acts between its two hooks, so that an answer may have other
 	// addresses than its request.
 	Translating bool
@@ -27,7 +28,7 @@ type device struct {
 func desired(devices []device, interfaces, exclude []string) []device {
 	var wanted []device
 	for _, d := range devices {
-		if slices.Contains(interfaces, d.Name) || chosen(d, interfaces) && !matches(d.Name, exclude) {
+		if d.named(interfaces) || chosen(d, interfaces) && !d.matches(exclude) {
 			wanted = append(wanted, d)
 		}
 	}
@@ -38,15 +39,20 @@ func chosen(d device, interfaces []string) bool {
 	if d.Enslaved || d.Name == "lo" {
 		return false
 	}
-	return d.Default && slices.Contains(interfaces, "auto") || matches(d.Name, interfaces)
+	return d.Default && slices.Contains(interfaces, "auto") || d.matches(interfaces)
 }
 
-// matches reports whether one of the globs, which are known to be valid,
-// matches name.
-func matches(name string, globs []string) bool {
+// named reports whether one of the names is the device's.
+func (d device) named(names []string) bool {
+	return slices.ContainsFunc(names, func(name string) bool { return name == d.Name || slices.Contains(d.AltNames, name) })
+}
+
+// matches reports whether one of the globs, which are known to be valid, matches a name
+// of the device.
+func (d device) matches(globs []string) bool {
 	return slices.ContainsFunc(globs, func(glob string) bool {
-		ok, _ := path.Match(glob, name)
-		return ok
+		does := func(name string) bool { ok, _ := path.Match(glob, name); return ok }
+		return does(d.Name) || slices.ContainsFunc(d.AltNames, does)
 	})
 }
 
@@ -54,7 +60,7 @@ func matches(name string, globs []string) bool {
 func absent(devices []device, interfaces []string) (names []string) {
 	for _, name := range interfaces {
 		isName := name != "auto" && !strings.ContainsAny(name, `*?[\`)
-		if isName && !slices.ContainsFunc(devices, func(d device) bool { return d.Name == name }) {
+		if isName && !slices.ContainsFunc(devices, func(d device) bool { return d.named([]string{name}) }) {
 			names = append(names, name)
 		}
 	}

@@ -11,6 +11,7 @@ func TestWish(t *testing.T) {
 	named := func(name string) device { return device{Interface: bpf.Interface{Name: name}} }
 	eth0, eth1, veth0, lo, port := named("eth0"), named("eth1"), named("veth0"), named("lo"), named("eth2")
 	eth0.Default = true
+	eth1.AltNames = []string{"enp7s0f1", "a-name-of-more-than-15-bytes"}
 	port.Enslaved = true
 	port.Default = true
 	all := []device{eth0, eth1, veth0, lo, port}
@@ -26,6 +27,10 @@ func TestWish(t *testing.T) {
 		{"a glob takes no excluded one", []string{"*"}, []string{"veth*"}, []string{"eth0", "eth1"}},
 		{"a name wins over everything", []string{"lo", "veth0", "eth2"}, []string{"*"}, []string{"veth0", "lo", "eth2"}},
 		{"both", []string{"auto", "lo"}, []string{"veth*"}, []string{"eth0", "lo"}},
+		{"an alternative name", []string{"enp7s0f1"}, []string{"*"}, []string{"eth1"}},
+		{"a long alternative name", []string{"a-name-of-more-than-15-bytes"}, nil, []string{"eth1"}},
+		{"a glob of alternative names", []string{"enp*"}, nil, []string{"eth1"}},
+		{"an excluded alternative name", []string{"eth*"}, []string{"enp7s0f1"}, []string{"eth0"}},
 		{"none", []string{"wlan0"}, nil, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -38,7 +43,7 @@ func TestWish(t *testing.T) {
 			}
 		})
 	}
-	if got := absent(all, []string{"auto", "eth*", "eth0", "eth9"}); !slices.Equal(got, []string{"eth9"}) {
+	if got := absent(all, []string{"auto", "eth*", "eth0", "enp7s0f1", "eth9"}); !slices.Equal(got, []string{"eth9"}) {
 		t.Errorf("absent: %q", got)
 	}
 }

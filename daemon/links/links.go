@@ -362,6 +362,7 @@ func listDevices(routes bool) ([]device, error) {
 		a := l.Attrs()
 		d := device{
 			Interface: bpf.Interface{Index: a.Index, Name: a.Name},
+			AltNames:  a.AltNames,
 			// The packets of a VRF's ports are its own, not seen twice.
 			Enslaved: a.MasterIndex != 0 && kinds[a.MasterIndex] != "vrf",
 			Default:  defaults[a.Index],
