@@ -113,6 +113,7 @@ type setup struct {
 	interfaces string   // of the configuration's list
 	quiet      bool     // no output: events are counted, summed up and remembered
 	stdout     *os.File // in place of what the process collects
+	stderr     *os.File // in place of the transcript
 	args       []string
 	env        []string       // beyond this process's
 	stage      *testbed.Stage // at which it is killed; nil: it is not traced
@@ -147,6 +148,9 @@ func (s *setup) launch(t testing.TB) *process {
 	p.more = sync.NewCond(&p.mu)
 	p.cmd.Env = append(os.Environ(), s.env...)
 	p.cmd.Stderr = &p.stderr
+	if s.stderr != nil {
+		p.cmd.Stderr = s.stderr
+	}
 	var out io.Reader = strings.NewReader("")
 	if s.stdout != nil {
 		p.cmd.Stdout = s.stdout

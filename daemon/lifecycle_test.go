@@ -17,6 +17,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/nats-io/nats.go"
+	"golang.org/x/sys/unix"
 
 	"github.com/flatd/flatd/daemon/api"
 	"github.com/flatd/flatd/packaging/testbed"
@@ -273,6 +274,43 @@ func TestNothingButASocketIsRemoved(t *testing.T) {
 	}
 	if text, err := os.ReadFile(s.socket()); err != nil || string(text) != "data" {
 		t.Errorf("the file has %q, %v", text, err)
+	}
+}
+
+// Measuring does not depend on whoever reads the diagnostics.
+func TestDiagnosticsThatNobodyReads(t *testing.T) {
+	for name, spoil := range map[string]func(reader, writer *os.File) error{
+		"broken": func(reader, _ *os.File) error { return reader.Close() },
+		"full": func(_, writer *os.File) error {
+			fd := int(writer.Fd()) // it makes the pipe one that blocks
+			if err := unix.SetNonblock(fd, true); err != nil {
+				return err
+			}
+			for block := make([]byte, 4096); ; {
+				if _, err := unix.Write(fd, block); err != nil {
+					return unix.SetNonblock(fd, false)
+				}
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			client, server := testbed.Pair(t)
+			s := newSetup(t, client, testbed.Build(t, "flatd", ""), "")
+			reader, writer, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { reader.Close(); writer.Close() })
+			if err := spoil(reader, writer); err != nil {
+				t.Fatal(err)
+			}
+			s.stderr = writer
+			p := s.start(t)
+			newTraffic(t, client, server).connect(server.V4)
+			p.wait("a handshake", isResult("established", "client"))
+			booksBalance(t, p)
+			p.end(syscall.SIGTERM)
+		})
 	}
 }
 

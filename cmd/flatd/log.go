@@ -6,7 +6,9 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/signal"
 	"sync"
+	"syscall"
 
 	"github.com/coreos/go-systemd/v22/journal"
 )
@@ -14,16 +16,21 @@ import (
 // logger writes diagnostics to standard error. Where that is the journal, each
 // line begins with its priority (sd-daemon(3)), so that journalctl -p finds it,
 // and the time is left to the journal. The service manager asks for details
-// with DEBUG_INVOCATION (systemd.exec(5)).
-func logger() *slog.Logger {
+// with DEBUG_INVOCATION (systemd.exec(5)). The caller flushes what it returns
+// before the process ends.
+func logger() (*slog.Logger, *diagnostics) {
+	// Go ends a process that writes to a broken standard error (os/signal).
+	signal.Ignore(syscall.SIGPIPE)
 	options := &slog.HandlerOptions{Level: slog.LevelInfo}
 	if os.Getenv("DEBUG_INVOCATION") != "" {
 		options.Level = slog.LevelDebug
 	}
 	if under, err := journal.StderrIsJournalStream(); err != nil || !under {
-		return slog.New(slog.NewTextHandler(os.Stderr, options))
+		d := newDiagnostics(os.Stderr, nil)
+		return slog.New(slog.NewTextHandler(d, options)), d
 	}
-	return slog.New(newJournalHandler(os.Stderr, options))
+	d := newDiagnostics(os.Stderr, toJournal)
+	return slog.New(newJournalHandler(d, options)), d
 }
 
 // journalHandler puts the priority before what a text handler writes.

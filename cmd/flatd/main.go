@@ -27,10 +27,18 @@ const (
 
 func main() {
 	if err := command().Execute(); err != nil {
-		fmt.Fprintf(os.Stderr, "flatd: %v\n", err)
+		if _, done := errors.AsType[reported](err); !done {
+			fmt.Fprintf(os.Stderr, "flatd: %v\n", err)
+		}
 		os.Exit(exitCode(err))
 	}
 }
+
+// reported is an error that standard error has already.
+type reported struct{ error }
+
+// Unwrap lets errors.Is find the cause.
+func (r reported) Unwrap() error { return r.error }
 
 // errUsage marks what the user typed wrong.
 var errUsage = errors.New("see `flatd --help`")
@@ -109,5 +117,11 @@ func run(ctx context.Context, path string) error {
 		return err
 	}
 	defer stopServer()
-	return daemon.Run(ctx, daemon.Options{ConfigPath: path, Version: version, Log: logger(), Hangup: hangup})
+	log, stderr := logger()
+	defer stderr.flush(diagnosticsPatience)
+	if err := daemon.Run(ctx, daemon.Options{ConfigPath: path, Version: version, Log: log, Hangup: hangup}); err != nil {
+		fmt.Fprintf(stderr, "flatd: %v\n", err)
+		return reported{err}
+	}
+	return nil
 }
