@@ -11,21 +11,6 @@ import (
 	"time"
 )
 
-// Kind is what an exchange consists of. The values of exchanges are those of
-// enum flat_kind in bpf/record.h.
-type Kind uint8
-
-// The kinds of event. KindStatus is flatd's own: it started, attached to an
-// interface, lost something. KindSummary is what an interval came to.
-const (
-	KindTCP     Kind = 1
-	KindDNS     Kind = 2
-	KindUDP     Kind = 3
-	KindICMP    Kind = 4
-	KindSummary Kind = 254
-	KindStatus  Kind = 255
-)
-
 // Side says whether this host asked or was asked. The values are those of
 // enum flat_side in bpf/record.h.
 type Side uint8

@@ -1,5 +1,20 @@
 package flows
 
+// Kind is what an exchange consists of. The values of exchanges are those of
+// enum flat_kind in bpf/record.h, from 1 without a gap.
+type Kind uint8
+
+// The kinds of event. KindStatus is flatd's own: it started, attached to an
+// interface, lost something. KindSummary is what an interval came to.
+const (
+	KindTCP     Kind = 1
+	KindDNS     Kind = 2
+	KindUDP     Kind = 3
+	KindICMP    Kind = 4
+	KindSummary Kind = 254
+	KindStatus  Kind = 255
+)
+
 // kindInfo is what is known of a kind of event. What else differs by kind is in
 // decode.go (what its record has) and fields.go (its fields).
 type kindInfo struct {
@@ -82,7 +97,7 @@ func exchangeActions() (actions []string) {
 	return actions
 }
 
-// String returns "tcp", "dns", "udp", "icmp", "status" or "summary".
+// String returns the kind's name, such as "tcp".
 func (k Kind) String() string { return infoOf[k].name }
 
 // Dataset returns event.dataset: "flatd.tcp", "flatd.status" and so on.
