@@ -14,12 +14,13 @@ import (
 
 	"github.com/flatd/flatd/cmd/flatctl/source"
 	"github.com/flatd/flatd/daemon/api"
+	"github.com/flatd/flatd/flows"
 	"github.com/flatd/flatd/outputs"
 )
 
 // eventFilters are the flags that are conditions of api.EventFilter.
 var eventFilters = []struct{ name, usage string }{
-	{"kind", "only this `kind`: tcp, dns, udp, icmp, status, summary"},
+	{"kind", "only this `kind`: " + strings.Join(flows.KindNames(), ", ")},
 	{"side", "only of this `side`: where this host asked (client) or was asked (server)"},
 	{"result", "only this `result`: established, refused, timeout, answered, nxdomain …"},
 	{"from", "only from this `address` or prefix: who asked"},

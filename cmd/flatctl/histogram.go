@@ -65,7 +65,7 @@ The drawing joins some where there are too many.`,
 	}
 	flags := cmd.Flags()
 	filterFlags(flags)
-	flags.Lookup("kind").Usage = "only this `kind`: tcp, dns, udp, icmp"
+	flags.Lookup("kind").Usage = "only this `kind`: " + strings.Join(flows.ExchangeKindNames(), ", ")
 	flags.Lookup("result").Usage = "only this `result`: established, refused, unreachable, answered, nxdomain …"
 	flags.StringSlice("family", nil, "only of this address `family`: ipv4, ipv6")
 	flags.DurationVar(&f.interval, "interval", 0, "count for this `duration`, such as 10s, and not since the start")

@@ -22,19 +22,19 @@ type summarizer struct {
 
 	interval     time.Duration // 0: does not count
 	began, ends  time.Time
-	atBegin      flows.Summary               // what finish was given then
-	exchanges    [kindsMax][sidesMax]*counts // made when first needed
+	atBegin      flows.Summary       // what finish was given then
+	exchanges    [][sidesMax]*counts // by kind; made when first needed
 	destinations destinations
 }
 
 // Kinds and sides are numbered from 1.
-const (
-	kindsMax = flows.KindICMP + 1
-	sidesMax = flows.SideServer + 1
-)
+const sidesMax = flows.SideServer + 1
 
 func newSummarizer(c config.Summary) *summarizer {
-	s := &summarizer{destinations: destinations{places: make(map[destination]int)}}
+	s := &summarizer{
+		exchanges:    make([][sidesMax]*counts, 1+len(flows.ExchangeKinds())),
+		destinations: destinations{places: make(map[destination]int)},
+	}
 	s.configure(c)
 	s.latest.Store(new([]flows.Event))
 	return s
@@ -50,7 +50,7 @@ func (s *summarizer) finished() []flows.Event { return *s.latest.Load() }
 
 // add counts an exchange.
 func (s *summarizer) add(e *flows.Event) {
-	if s.interval == 0 || e.Kind == 0 || e.Kind >= kindsMax || e.Side == 0 || e.Side >= sidesMax {
+	if s.interval == 0 || e.Kind == 0 || int(e.Kind) >= len(s.exchanges) || e.Side == 0 || e.Side >= sidesMax {
 		return
 	}
 	t := s.exchanges[e.Kind][e.Side]
