@@ -6,6 +6,7 @@ import (
 	"math/bits"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 	"unsafe"
@@ -86,13 +87,16 @@ func TestEnumsAreThoseOfFlows(t *testing.T) {
 	for _, m := range regexp.MustCompile(`\b((?:KIND|SIDE|RESULT)_\w+) = (\d+)`).FindAllStringSubmatch(recordHeaderFile, -1) {
 		values[m[1]], _ = strconv.Atoi(m[2])
 	}
-	for name, want := range map[string]int{
-		"KIND_TCP": int(flows.KindTCP), "KIND_DNS": int(flows.KindDNS), "KIND_UDP": int(flows.KindUDP), "KIND_ICMP": int(flows.KindICMP),
+	wanted := map[string]int{
 		"SIDE_CLIENT": int(flows.SideClient), "SIDE_SERVER": int(flows.SideServer),
 		"RESULT_ESTABLISHED": int(flows.ResultEstablished), "RESULT_ANSWERED": int(flows.ResultAnswered),
 		"RESULT_REFUSED": int(flows.ResultRefused), "RESULT_UNREACHABLE": int(flows.ResultUnreachable),
 		"RESULT_TIMEOUT": int(flows.ResultTimeout),
-	} {
+	}
+	for _, kind := range flows.ExchangeKinds() {
+		wanted["KIND_"+strings.ToUpper(kind.String())] = int(kind)
+	}
+	for name, want := range wanted {
 		if values[name] != want {
 			t.Errorf("%s is %d in record.h, %d in flows", name, values[name], want)
 		}

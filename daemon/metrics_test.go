@@ -226,7 +226,7 @@ func kernelHistograms(t *testing.T, pin string) map[string]bpf.Histogram {
 			continue
 		}
 		labels := fmt.Sprintf("family=%s interface=eth0 kind=%s result=%s side=%s ", [...]string{"ipv4", "ipv6"}[key.IPv6],
-			[...]string{1: "tcp", "dns", "udp", "icmp"}[key.Kind], kernelResult(key.Kind, key.Result), [...]string{1: "client", "server"}[key.Side])
+			flows.Kind(key.Kind), kernelResult(key.Kind, key.Result), [...]string{1: "client", "server"}[key.Side])
 		h := all[labels]
 		for _, cpu := range perCPU {
 			h.Sum += time.Duration(cpu.Sum)
@@ -319,7 +319,7 @@ func (s scraped) checkLabels(t *testing.T, p *process) {
 	var status struct{ Counters map[string]uint64 }
 	p.ask("/v1/status", &status)
 	allowed := map[string][]string{
-		"interface": {"eth0"}, "kind": {"tcp", "dns", "udp", "icmp"}, "side": {"client", "server"}, "family": {"ipv4", "ipv6"},
+		"interface": {"eth0"}, "kind": flows.ExchangeKindNames(), "side": {"client", "server"}, "family": {"ipv4", "ipv6"},
 		"result": {"established", "answered", "refused", "unreachable"}, "output": {"stdout"},
 		"fate": {"delivered", "withheld", "failed", "dropped", "lost", "left_out", "both"}, "part": {"size", "backlog", "outstanding"},
 		"origin":  {"ring", "timeout", "takeover", "own"},

@@ -243,7 +243,7 @@ func TestDecodeRefuses(t *testing.T) {
 		{"nothing", nil, ErrShort},
 		{"a byte missing", native(t, tcpRecord())[:RecordSize-1], ErrShort},
 		{"kind 0", record(func(r *Record) { r.Kind = 0 }), ErrKind},
-		{"kind 5", record(func(r *Record) { r.Kind = 5 }), ErrKind},
+		{"kind beyond the last", record(func(r *Record) { r.Kind = uint8(len(ExchangeKinds()) + 1) }), ErrKind},
 		{"kind of status", record(func(r *Record) { r.Kind = 255 }), ErrKind},
 		{"side 0", record(func(r *Record) { r.Side = 0 }), ErrSide},
 		{"side 3", record(func(r *Record) { r.Side = 3 }), ErrSide},

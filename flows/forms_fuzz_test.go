@@ -38,8 +38,9 @@ func FuzzForms(f *testing.F) {
 
 // hostile is an exchange and a status with these strings.
 func hostile(iface, message, cgroup string, section []byte, choice uint8) []*Event {
+	kinds := ExchangeKinds()
 	exchange := &Event{
-		Kind: KindTCP + Kind(choice&3), Side: SideClient + Side(choice>>2&1), Result: ResultEstablished + Result(choice>>4%5),
+		Kind: kinds[int(choice)%len(kinds)], Side: SideClient + Side(choice>>2&1), Result: ResultEstablished + Result(choice>>4%5),
 		Time: testTime, Duration: time.Duration(choice) * time.Millisecond, Slow: choice&8 != 0,
 		Source: netip.MustParseAddrPort("192.0.2.1:1"), Destination: netip.MustParseAddrPort("192.0.2.2:2"),
 		Interface: Interface{Index: 1, Name: iface}, Owner: OwnerOf(cgroup),

@@ -9,7 +9,7 @@ import (
 // everyShape calls do with changed copies of an exchange.
 func everyShape(e Event, do func(*Event)) {
 	ends := []netip.AddrPort{e.Source, netip.MustParseAddrPort("192.0.2.7:7"), netip.MustParseAddrPort("[2001:db8::7]:7")}
-	for e.Kind = KindTCP; e.Kind <= KindICMP; e.Kind++ {
+	for _, e.Kind = range ExchangeKinds() {
 		for e.Result = 0; e.Result <= ResultTimeout; e.Result++ {
 			for e.Side = 0; e.Side <= SideServer; e.Side++ {
 				for n, end := range ends {

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/flatd/flatd/bpf"
+	"github.com/flatd/flatd/flows"
 )
 
 // The messages are for people: the tests hold them whole.
@@ -68,7 +69,7 @@ func TestProblems(t *testing.T) {
 		// Words.
 		{"attach = \"tc\"", `f:1: attach: "tc" is not known: want "auto", "tcx" or "clsact"; did you mean "tcx"?`},
 		{"attach = \"xdp-generic\"", `f:1: attach: "xdp-generic" is not known: want "auto", "tcx" or "clsact"`},
-		{"measure.kinds = [\"tcp\", \"upd\"]", `f:1: measure.kinds: "upd" is not known: want "tcp", "dns", "udp" or "icmp"; did you mean "udp"?`},
+		{"measure.kinds = [\"tcp\", \"upd\"]", `f:1: measure.kinds: "upd" is not known: want ` + alternatives(flows.ExchangeKindNames()) + `; did you mean "udp"?`},
 		{"measure.kinds = [\"tcp\", \"tcp\"]", `f:1: measure.kinds: "tcp" is listed twice`},
 		{"measure.sides = [\"Client\"]", `f:1: measure.sides: "Client" is not known: want "client" or "server"; did you mean "client"?`},
 
