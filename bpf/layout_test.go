@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/bits"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -101,6 +102,12 @@ func TestEnumsAreThoseOfFlows(t *testing.T) {
 			t.Errorf("%s is %d in record.h, %d in flows", name, values[name], want)
 		}
 		delete(values, name)
+	}
+	tested := everyKind(t, flow4)
+	for _, kind := range flows.ExchangeKinds() {
+		if !slices.ContainsFunc(tested, func(r request) bool { return r.kind == uint8(kind) }) {
+			t.Errorf("everyKind lacks %s", kind)
+		}
 	}
 	if len(values) != 0 {
 		t.Errorf("flows does not know %v", values)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math"
 	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -75,6 +76,31 @@ func TestDecode(t *testing.T) {
 	got := dnsSample() // nothing of it may remain
 	if err := Decode(native(t, tcpRecord()), &got); err != nil || got != want {
 		t.Errorf("got  %+v, %v\nwant %+v", got, err, want)
+	}
+}
+
+// Every member of a record that is not spare makes a difference to an event.
+func TestDecodeReadsEveryMember(t *testing.T) {
+	dns, unreachable := dnsRecordOf(question(1, "example", "com")), dnsRecord{Record: tcpRecord()}
+	unreachable.Record.Result = uint8(ResultUnreachable)
+	translated := dnsRecord{Record: translatedRecord()}
+	layout := reflect.TypeFor[Record]()
+	for i := range layout.NumField() {
+		member, read := layout.Field(i), false
+		for _, base := range []dnsRecord{dns, unreachable, translated} {
+			record := native(t, base)
+			var was, is Event
+			if err := Decode(record, &was); err != nil {
+				t.Fatal(err)
+			}
+			for at := range member.Type.Size() {
+				record[member.Offset+at] ^= 0x0f
+			}
+			read = read || Decode(record, &is) != nil || is != was
+		}
+		if read == strings.HasPrefix(member.Name, "Spare") {
+			t.Errorf("%s makes a difference: %t", member.Name, read)
+		}
 	}
 }
 

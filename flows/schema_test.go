@@ -120,6 +120,11 @@ func TestFieldsAndEventsAgree(t *testing.T) {
 			t.Errorf("no sample has %s", path)
 		}
 	}
+	for _, kind := range kindTable {
+		if !slices.ContainsFunc(samples(), func(s sample) bool { return s.event.Kind == kind.kind }) {
+			t.Errorf("no sample is of kind %s", kind.name)
+		}
+	}
 }
 
 func leaves(prefix string, object map[string]any) []string {

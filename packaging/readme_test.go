@@ -48,6 +48,15 @@ func TestReadmeFields(t *testing.T) {
 	}
 }
 
+// TestReadmeKinds: the table of kinds has every kind of exchange.
+func TestReadmeKinds(t *testing.T) {
+	for _, kind := range flows.ExchangeKindNames() {
+		if !strings.Contains(readReadme(t), "\n| "+kind+" | ") {
+			t.Errorf("no row for %s", kind)
+		}
+	}
+}
+
 // TestReadmeEvents: what is shown as an event has only fields that there are.
 func TestReadmeEvents(t *testing.T) {
 	known := make(map[string]bool)

@@ -36,6 +36,21 @@ func TestFields(t *testing.T) {
 	Keep(t, "flatd-events.7", "summary fields", summary, *update)
 }
 
+// TestKinds: flatd-events(7) has every kind of exchange with its packets, and every dataset.
+func TestKinds(t *testing.T) {
+	page := read(t, Path("flatd-events.7"))
+	for _, kind := range flows.ExchangeKinds() {
+		if !strings.Contains(page, "\n"+kind.String()+"|") {
+			t.Errorf("no packets of kind %s", kind)
+		}
+	}
+	for _, kind := range flows.KindNames() {
+		if !regexp.MustCompile(`(?m)^\.BR? flatd\.` + kind + `( ,)?$`).MatchString(page) {
+			t.Errorf("no dataset of kind %s", kind)
+		}
+	}
+}
+
 // TestMessages: flatd-events(7) has every MESSAGE_ID.
 func TestMessages(t *testing.T) {
 	var text string
