@@ -32,22 +32,24 @@ func Decode(record []byte, e *Event) error {
 		return fmt.Errorf("%w: %d bytes of %d", ErrShort, len(record), RecordSize)
 	}
 	*e = Event{
-		Kind:        Kind(r.Kind),
-		Side:        Side(r.Side),
-		Result:      Result(r.Result),
-		Sequence:    r.Sequence,
-		Request:     r.RequestID,
-		End:         r.EndNS,
-		Retransmits: r.Repeats,
-		Interface:   Interface{Index: int(r.Ifindex)},
-		VLAN:        r.VLAN,
-		Cgroup:      r.Cgroup,
-		UID:         r.UID,
-		Process:     Process{PID: r.PID, comm: r.Comm},
-		TTL:         r.TTL,
-		Ambiguous:   r.has(RecordAmbiguous),
-		QUIC:        r.has(RecordQUIC),
-		Late:        r.has(RecordLate),
+		Kind:      Kind(r.Kind),
+		Side:      Side(r.Side),
+		Result:    Result(r.Result),
+		Sequence:  r.Sequence,
+		Request:   r.RequestID,
+		End:       r.EndNS,
+		Interface: Interface{Index: int(r.Ifindex)},
+		VLAN:      r.VLAN,
+		Cgroup:    r.Cgroup,
+		UID:       r.UID,
+		Process:   Process{PID: r.PID, comm: r.Comm},
+		QUIC:      r.has(RecordQUIC),
+		Facts: Facts{
+			Retransmits: r.Repeats,
+			Ambiguous:   r.has(RecordAmbiguous),
+			Late:        r.has(RecordLate),
+			TTL:         r.TTL,
+		},
 	}
 	if err := e.checkExchange(); err != nil {
 		return err

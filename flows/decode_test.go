@@ -67,10 +67,10 @@ func TestRecordHasNoPadding(t *testing.T) {
 func TestDecode(t *testing.T) {
 	want := Event{
 		Kind: KindTCP, Side: SideClient, Result: ResultEstablished,
-		End: 7_000_000_000, Duration: 1_234_567, RTT: 1_234_000, HasRTT: true, Retransmits: 1,
+		End: 7_000_000_000, Duration: 1_234_567, RTT: 1_234_000, HasRTT: true, Facts: Facts{Retransmits: 1, TTL: 57},
 		Source:      netip.MustParseAddrPort("192.0.2.10:43210"),
 		Destination: netip.MustParseAddrPort("198.51.100.20:443"),
-		Interface:   Interface{Index: 2}, VLAN: 7, TTL: 57, Sequence: 107187, Cgroup: 4711, UID: 33,
+		Interface:   Interface{Index: 2}, VLAN: 7, Sequence: 107187, Cgroup: 4711, UID: 33,
 		Process: Process{PID: 4321, comm: [16]byte{'c', 'u', 'r', 'l'}},
 	}
 	got := dnsSample() // nothing of it may remain
@@ -123,7 +123,7 @@ func TestDecodeUnaligned(t *testing.T) {
 func TestDecodeTimeout(t *testing.T) {
 	want := Event{
 		Kind: KindTCP, Side: SideClient, Result: ResultTimeout,
-		End: 15_000_000_000, Limit: 10 * time.Second, Retransmits: 1,
+		End: 15_000_000_000, Limit: 10 * time.Second, Facts: Facts{Retransmits: 1},
 		Source:      netip.MustParseAddrPort("192.0.2.10:43210"),
 		Destination: netip.MustParseAddrPort("198.51.100.20:443"),
 		Interface:   Interface{Index: 2}, VLAN: 7, Sequence: 107187, Cgroup: 4711, UID: 33,

@@ -60,8 +60,6 @@ type Event struct {
 	ClientRTT time.Duration
 	// Limit is how long a timeout waited.
 	Limit time.Duration
-	// Retransmits counts the further request packets before the answer.
-	Retransmits uint32
 
 	// Source sent the request, whatever side this host is on. Addresses are
 	// unmapped: IPv4 is 4 bytes. ICMP has port 0.
@@ -73,7 +71,6 @@ type Event struct {
 	// Interface is where the request was seen.
 	Interface Interface
 	VLAN      uint16 // outermost VLAN id
-	TTL       uint8  // TTL or hop limit of the remote end's packet
 
 	// Cgroup is the id of the cgroup (version 2) in which the local socket was
 	// made; 0 if the kernel could not tell. The caller of Decode finds its
@@ -84,12 +81,9 @@ type Event struct {
 	// Process is who asked, of a TCP connection from this host.
 	Process Process
 
-	HasRTT    bool
-	Ambiguous bool // it is not known which request was answered
-	Late      bool // the answer came after the timeout was reported
-	QUIC      bool
-	Slow      bool // took at least the configured `slow`
-	Replayed  bool // finished before this daemon started
+	HasRTT bool
+	QUIC   bool
+	Facts
 
 	// ICMPType and ICMPCode are those of the error, for ResultUnreachable
 	// (RFC 792, RFC 4443).

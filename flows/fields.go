@@ -237,6 +237,17 @@ var dnsFields = []Field{
 		}},
 }
 
+// Facts are what JSON has of an exchange below `flatd` just as an Event has it: what is
+// here needs but a row in the table, and ParseJSON reads it.
+type Facts struct {
+	Retransmits uint32 `json:"retransmits"` // further request packets before the answer
+	Ambiguous   bool   `json:"ambiguous"`   // it is not known which request was answered
+	Late        bool   `json:"late"`        // the answer came after the timeout was reported
+	TTL         uint8  `json:"ttl"`         // TTL or hop limit of the remote end's packet
+	Replayed    bool   `json:"replayed"`    // finished before this daemon started
+	Slow        bool   `json:"slow"`        // took at least the configured `slow`
+}
+
 var flatdFields = []Field{
 	{Path: "flatd.schema", fixed: true, Type: TypeLong, Presence: PresenceAlways,
 		Doc:   "Version of these fields: 1.",

@@ -41,7 +41,7 @@ func hostile(iface, message, cgroup string, section []byte, choice uint8) []*Eve
 	kinds := ExchangeKinds()
 	exchange := &Event{
 		Kind: kinds[int(choice)%len(kinds)], Side: SideClient + Side(choice>>2&1), Result: ResultEstablished + Result(choice>>4%5),
-		Time: testTime, Duration: time.Duration(choice) * time.Millisecond, Slow: choice&8 != 0,
+		Time: testTime, Duration: time.Duration(choice) * time.Millisecond, Facts: Facts{Slow: choice&8 != 0},
 		Source: netip.MustParseAddrPort("192.0.2.1:1"), Destination: netip.MustParseAddrPort("192.0.2.2:2"),
 		Interface: Interface{Index: 1, Name: iface}, Owner: OwnerOf(cgroup),
 	}

@@ -141,17 +141,12 @@ type flatdDocument struct {
 		Type uint8 `json:"type"`
 		Code uint8 `json:"code"`
 	} `json:"icmp"`
-	ClientRTT   uint64          `json:"client_rtt"`
-	Limit       uint64          `json:"limit"`
-	Retransmits uint32          `json:"retransmits"`
-	Ambiguous   bool            `json:"ambiguous"`
-	Late        bool            `json:"late"`
-	TTL         uint8           `json:"ttl"`
-	Cgroup      string          `json:"cgroup"`
-	Replayed    bool            `json:"replayed"`
-	Slow        bool            `json:"slow"`
-	Lost        uint64          `json:"lost"`
-	Summary     summaryDocument `json:"summary"`
+	ClientRTT uint64          `json:"client_rtt"`
+	Limit     uint64          `json:"limit"`
+	Cgroup    string          `json:"cgroup"`
+	Lost      uint64          `json:"lost"`
+	Summary   summaryDocument `json:"summary"`
+	Facts
 }
 
 type summaryDocument struct {
@@ -246,7 +241,7 @@ func (d *document) exchange(e *Event) error {
 		e.RTT, e.HasRTT = duration(*f.RTT), true
 	}
 	e.ICMPType, e.ICMPCode = f.ICMP.Type, f.ICMP.Code
-	e.Retransmits, e.Ambiguous, e.Late, e.TTL, e.Replayed = f.Retransmits, f.Ambiguous, f.Late, f.TTL, f.Replayed
+	e.Facts = f.Facts
 	e.QUIC = d.Network.Protocol == "quic"
 	e.Process.PID = d.Process.PID
 	copy(e.Process.comm[:len(e.Process.comm)-1], d.Process.Name)

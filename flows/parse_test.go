@@ -13,7 +13,7 @@ import (
 func TestParseJSONIsTheInverse(t *testing.T) {
 	for _, s := range samples() {
 		text := testHost.AppendJSON(nil, &s.event)
-		e := Event{Kind: KindUDP, Slow: true, Owner: OwnerOf("/left/over")}
+		e := Event{Kind: KindUDP, Facts: Facts{Slow: true}, Owner: OwnerOf("/left/over")}
 		host, err := ParseJSON(text, &e)
 		if err != nil {
 			t.Errorf("%s: %v", s.name, err)

@@ -48,7 +48,7 @@ func tcpSample() Event {
 		Time: testTime, End: 7_000_000_000, Duration: 1234567, RTT: 1234567, HasRTT: true,
 		Source:      netip.MustParseAddrPort("192.0.2.10:43210"),
 		Destination: netip.MustParseAddrPort("198.51.100.20:443"),
-		Interface:   eth0, VLAN: 7, TTL: 57, Sequence: 107187,
+		Interface:   eth0, VLAN: 7, Facts: Facts{TTL: 57}, Sequence: 107187,
 	}
 }
 
@@ -72,7 +72,7 @@ func udpSample() Event {
 		Time: testTime, End: 7_000_000_000, Duration: 20_500_000, RTT: 20_500_000, HasRTT: true,
 		Source:      netip.MustParseAddrPort("[2001:db8::10]:50000"),
 		Destination: netip.MustParseAddrPort("[2001:db8:1::20]:443"),
-		Interface:   eth0, TTL: 60, Sequence: 107188,
+		Interface:   eth0, Facts: Facts{TTL: 60}, Sequence: 107188,
 	}
 }
 
@@ -82,7 +82,7 @@ func dnsSample() Event {
 		Time: testTime, End: 7_000_000_000, Duration: 12_345_678, RTT: 12_345_678, HasRTT: true,
 		Source:      netip.MustParseAddrPort("192.0.2.10:33333"),
 		Destination: netip.MustParseAddrPort("198.51.100.53:53"),
-		Interface:   eth0, TTL: 64, Sequence: 107189,
+		Interface:   eth0, Facts: Facts{TTL: 64}, Sequence: 107189,
 		DNS: dnsOf(4660, 0, question(1, "example", "com")),
 	}
 }
@@ -93,7 +93,7 @@ func icmpSample() Event {
 		Time: testTime, End: 7_000_000_000, Duration: 81_000, RTT: 81_000, HasRTT: true,
 		Source:      netip.MustParseAddrPort("192.0.2.1:0"),
 		Destination: netip.MustParseAddrPort("192.0.2.2:0"),
-		Interface:   eth0, TTL: 64, Sequence: 107190,
+		Interface:   eth0, Facts: Facts{TTL: 64}, Sequence: 107190,
 	}
 }
 

@@ -19,7 +19,7 @@ func sample(n uint64) *flows.Event {
 		Duration: 1234567, RTT: 1234567, HasRTT: true,
 		Source:      netip.MustParseAddrPort("192.0.2.10:43210"),
 		Destination: netip.MustParseAddrPort("198.51.100.20:443"),
-		Interface:   flows.Interface{Index: 2, Name: "eth0"}, TTL: 57,
+		Interface:   flows.Interface{Index: 2, Name: "eth0"}, Facts: flows.Facts{TTL: 57},
 		Sequence: n,
 	}
 }
