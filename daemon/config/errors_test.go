@@ -21,7 +21,7 @@ func TestProblems(t *testing.T) {
 		{"timeout = \"1s\"", `f:1: timeout: unknown key; it belongs to [measure]`},
 		{"[measure]\ninterfaces = [\"a\"]", `f:2: measure.interfaces: unknown key; it belongs to the top, above the first [table]`},
 		{"[journald]\nenabled = true", `f:1: journald: unknown table; it belongs to [outputs]`},
-		{"outputs.queue = 300", `f:1: outputs.queue: unknown key; it belongs to [outputs.journald] or [outputs.nats] or [outputs.stdout]`},
+		{"summary.exclude = []", `f:1: summary.exclude: unknown key; it belongs to the top, above the first [table] or [filter]`},
 		{"outputs.nats.enabled = true", `f:1: outputs.nats.enabled: unknown key: this output is on when url is set`},
 		{"[outputs.stdout]\n\nbanana = 1", `f:3: outputs.stdout.banana: unknown key: [outputs.stdout] has enabled, format, queue`},
 		{"banana = 1", `f:1: banana: unknown key: want one of interfaces, exclude, attach, pin_path, keep_for, socket, measure, filter, summary, outputs`},
