@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
@@ -72,6 +73,9 @@ type State struct {
 // Open takes hold of the state below pinPath, creating what is missing. It
 // attaches nothing and changes no settings. The caller must Close it.
 func Open(pinPath string, mode Mode) (*State, error) {
+	if err := checkClocks(); err != nil {
+		return nil, err
+	}
 	objects, err := objectsOfKernel()
 	if err != nil {
 		return nil, err
@@ -372,6 +376,21 @@ func clock(id int32) uint64 {
 		panic("CLOCK_BOOTTIME is there since Linux 2.6.39, CLOCK_MONOTONIC before: " + err.Error())
 	}
 	return uint64(t.Nano())
+}
+
+// checkClocks refuses a time namespace whose clocks are not those of the programs
+// (time_namespaces(7)): every duration since a record would be wrong.
+func checkClocks() error {
+	offsets, err := os.ReadFile("/proc/self/timens_offsets")
+	if err != nil {
+		return nil // before Linux 5.6 there are no such namespaces
+	}
+	for line := range strings.Lines(string(offsets)) {
+		if f := strings.Fields(line); len(f) == 3 && (f[1] != "0" || f[2] != "0") {
+			return fmt.Errorf("flatd is in a time namespace whose %s clock is %s s off the kernel's, so it cannot tell when something happened; run it outside", f[0], f[1])
+		}
+	}
+	return nil
 }
 
 // lockRoot makes the pin path if need be and takes the lock on it.

@@ -261,6 +261,15 @@ func TestTheLoserOfAStartTakesNoSocket(t *testing.T) {
 	}
 }
 
+func TestATimeNamespaceIsRefused(t *testing.T) {
+	client, _ := testbed.Pair(t)
+	s := newSetup(t, client, testbed.Build(t, "flatd", ""), "")
+	out, err := client.Command("unshare", "--time", "--boottime", "5000", "--", s.binary, "--config", s.write(t)).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "time namespace") || !strings.Contains(string(out), "boottime clock is 5000 s off") {
+		t.Errorf("flatd ended with %v: %s", err, out)
+	}
+}
+
 // What is no socket may be somebody's data.
 func TestNothingButASocketIsRemoved(t *testing.T) {
 	client, _ := testbed.Pair(t)
