@@ -84,6 +84,7 @@ type NATS struct {
 
 	// For the goroutine that calls Write alone.
 	routes    map[string]route
+	silent    map[string]bool // streams that do not acknowledge
 	routesAt  time.Time
 	noStreams bool                // nor is it worth asking for any
 	refusals  map[string]*refusal // by subject
@@ -96,7 +97,7 @@ type NATS struct {
 // NewNATS checks the options, reads the files they name once, and begins to
 // connect. It never waits for a server.
 func NewNATS(o NATSOptions) (*NATS, error) {
-	n := &NATS{options: o, mode: cmp.Or(o.Mode, ModeAuto), ready: make(chan struct{}, 1), closing: make(chan struct{}), routes: make(map[string]route), refusals: make(map[string]*refusal), pace: natsPaceMax, message: newMessage()}
+	n := &NATS{options: o, mode: cmp.Or(o.Mode, ModeAuto), ready: make(chan struct{}, 1), closing: make(chan struct{}), routes: make(map[string]route), silent: make(map[string]bool), refusals: make(map[string]*refusal), pace: natsPaceMax, message: newMessage()}
 	if err := n.configure(); err != nil {
 		return nil, fmt.Errorf("nats: %w", err)
 	}

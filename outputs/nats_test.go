@@ -374,6 +374,48 @@ func TestNATSTooLarge(t *testing.T) {
 	}
 }
 
+// A subject of which the stream takes no more holds up nothing either.
+func TestNATSSubjectFull(t *testing.T) {
+	s := broker.Start(t, serverOptions(t))
+	for _, mode := range []string{ModeAuto, ModeJetStream} {
+		out := newTestNATS(t, NATSOptions{URL: s.ClientURL(), Mode: mode, Subject: mode + ".{kind}"})
+		makeStream(t, client(t, s), jetstream.StreamConfig{Name: "OF-" + mode, Subjects: []string{mode + ".>"},
+			MaxMsgsPerSubject: 1, Discard: jetstream.DiscardNew, DiscardNewPerSubject: true})
+		awaitReady(t, out)
+		tally, err := out.Write(deadline(t), []*flows.Event{sample(1), sample(2), status("another subject")})
+		if err != nil || tally.Delivered != 2 || tally.Failed != 1 || tally.Why == nil {
+			t.Errorf("%s: %+v, %v", mode, tally, err)
+		}
+	}
+}
+
+// A stream that does not acknowledge is noticed once; then its events are delivered, and
+// stored once.
+func TestNATSStreamWithoutAcknowledgement(t *testing.T) {
+	s := broker.Start(t, serverOptions(t))
+	for _, mode := range []string{ModeAuto, ModeJetStream} {
+		stream := makeStream(t, client(t, s), jetstream.StreamConfig{Name: "OF-" + mode, Subjects: []string{mode + ".>"}, NoAck: true})
+		out := newTestNATS(t, NATSOptions{URL: s.ClientURL(), Mode: mode, Subject: mode + ".{kind}"})
+		awaitReady(t, out)
+		events := append(samples(1, 300), status("another subject"))
+		ctx, cancel := context.WithTimeout(deadline(t), time.Second)
+		tally, err := out.Write(ctx, events)
+		cancel()
+		if err == nil || !strings.Contains(err.Error(), "does not acknowledge") || tally.Total() != 0 {
+			t.Errorf("%s: %+v, %v", mode, tally, err)
+		}
+		mustWrite(t, out, events...)
+		mustWrite(t, out, samples(301, 320)...)
+		n := stored(t, stream)
+		for wait := deadline(t); n < 321 && wait.Err() == nil; n = stored(t, stream) { // it is the server's to store them
+			time.Sleep(10 * time.Millisecond)
+		}
+		if n != 321 {
+			t.Errorf("%s: %d are stored, want 321", mode, n)
+		}
+	}
+}
+
 // What may not be published has failed, and holds up nothing that may.
 func TestNATSPermissions(t *testing.T) {
 	o := serverOptions(t)

@@ -62,6 +62,9 @@ func (n *NATS) publish(ctx context.Context, conn *nats.Conn, events []*flows.Eve
 	t, err := n.await(ctx, out[:sent])
 	if err != nil {
 		n.abandon()
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = errors.Join(n.learnSilence(out[t.Total()].subject), err)
+		}
 		return t, err
 	}
 	return t, unsent
@@ -178,7 +181,7 @@ func (n *NATS) await(ctx context.Context, sent []outgoing) (t Tally, err error) 
 		switch {
 		case o.err == nil:
 			t.Delivered++
-		case tooLarge(o.err):
+		case isNeverTaken(o.err):
 			t.Failed++
 			t.Why = o.err
 		default:
@@ -202,10 +205,36 @@ func acknowledged(ctx context.Context, ack jetstream.PubAckFuture) error {
 	}
 }
 
-// tooLarge reports whether the server or the stream will never take the event.
-func tooLarge(err error) bool {
+// codeStoreFailed is JSStreamStoreFailedF of the server; why is in the text.
+const codeStoreFailed = 10077
+
+// isNeverTaken reports whether the server or the stream does not take the event, while it
+// may take others: it is too large, or its subject has as many as the stream allows.
+func isNeverTaken(err error) bool {
+	if errors.Is(err, nats.ErrMaxPayload) {
+		return true
+	}
 	api, ok := errors.AsType[*jetstream.APIError](err)
-	return errors.Is(err, nats.ErrMaxPayload) || ok && api.ErrorCode == jetstream.JSErrCodeStreamMessageExceedsMaximum
+	return ok && (api.ErrorCode == jetstream.JSErrCodeStreamMessageExceedsMaximum ||
+		api.ErrorCode == codeStoreFailed && strings.Contains(api.Description, "per subject"))
+}
+
+// learnSilence finds out whether the stream of a subject acknowledges nothing (no_ack), and
+// says so. From then on its events are published as where there is no stream.
+func (n *NATS) learnSilence(subject string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), lookupTimeout)
+	defer cancel()
+	name, err := n.streams.StreamNameBySubject(ctx, subject)
+	if err != nil {
+		return nil // something else is wrong
+	}
+	stream, err := n.streams.Stream(ctx, name)
+	if err != nil || !stream.CachedInfo().Config.NoAck {
+		return nil
+	}
+	n.silent[name] = true
+	clear(n.routes)
+	return fmt.Errorf("stream %s does not acknowledge (no_ack); its events count as delivered once the server has them", name)
 }
 
 // abandon gives up on acknowledgements that have not come. The client may still
@@ -240,6 +269,10 @@ func (n *NATS) route(ctx context.Context, conn *nats.Conn, e *flows.Event) (rout
 		if r.stored, err = n.taken(ctx, conn, r.subject); err != nil {
 			return r, fmt.Errorf("look up the stream of %s: %w", r.subject, err)
 		}
+	}
+	if r.stored && len(n.silent) > 0 {
+		stream, err := n.streams.StreamNameBySubject(ctx, r.subject)
+		r.stored = err != nil || !n.silent[stream]
 	}
 	n.routes[r.subject] = r
 	return r, nil
