@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -42,7 +43,7 @@ type Options struct {
 type Daemon struct {
 	options  Options
 	log      *slog.Logger
-	host     flows.Host
+	host     atomic.Pointer[flows.Host] // its name may change
 	started  time.Time
 	state    *bpf.State
 	fanout   *outputs.Fanout
@@ -73,9 +74,11 @@ func Run(ctx context.Context, options Options) (err error) {
 	}
 	d := &Daemon{options: options, log: options.Log, config: loaded, started: time.Now()}
 	d.warnOfExposure()
-	if d.host, err = flows.LocalHost(); err != nil {
+	host, err := flows.LocalHost()
+	if err != nil {
 		return err
 	}
+	d.host.Store(&host)
 	// First, for the state is locked: of two that start at once, one has come no further.
 	if err := d.openState(); err != nil {
 		return err
@@ -121,7 +124,7 @@ func (d *Daemon) run(ctx context.Context) error {
 			"programs", d.state.Object, "refused", d.state.Refused)
 	}
 	d.pipeline = pipeline.New(d.state, reader, d.fanout, recent, d.owners, d.config, d.log)
-	d.control = control.New(d, d.pipeline, &d.host, recent)
+	d.control = control.New(d, d.pipeline, d.host.Load, recent)
 	if err := d.pipeline.TakeOver(); err != nil {
 		return err
 	}
@@ -215,6 +218,24 @@ func (d *Daemon) stop() error {
 	d.log.Info("flatd stopped; measuring goes on without it", "read", d.pipeline.Read(),
 		"for", d.Config().KeepFor, "end it with", "flatctl detach")
 	return err
+}
+
+// followName notices that the host has another name, as from DHCP or cloud-init after flatd
+// has started. Events that no output has yet bear the new one.
+func (d *Daemon) followName() {
+	now := *d.host.Load()
+	before := now.Name
+	name, err := os.Hostname()
+	if err != nil || name == before {
+		return
+	}
+	now.Name = name
+	d.host.Store(&now)
+	d.log.Info("the host has another name", "name", name, "before", before)
+	d.pipeline.Status(flows.ActionConfig, flows.Interface{}, fmt.Sprintf("the host is called %s now, and was %s", name, before))
+	d.reloading.Lock() // which serves NATS as well
+	defer d.reloading.Unlock()
+	d.serveNATS(d.Config().Outputs.NATS)
 }
 
 // Config returns the configuration in force.

@@ -39,6 +39,7 @@ type event struct {
 		Port int    `json:"port"`
 	}
 	Observer struct {
+		Hostname  string `json:"hostname"`
 		Interface struct {
 			Name string `json:"name"`
 		} `json:"interface"`

@@ -119,6 +119,7 @@ func TestMeasuringOutlivesTheDaemon(t *testing.T) {
 
 // state is what the tests look at of /v1/status.
 type state struct {
+	Host       string
 	Start      string
 	Measuring  bool
 	Programs   string
@@ -258,6 +259,27 @@ func TestTheLoserOfAStartTakesNoSocket(t *testing.T) {
 	}
 	if info, err := os.Lstat(other.socket()); err != nil || info.Mode().Type() != fs.ModeSocket {
 		t.Errorf("the socket is gone: %v, %v", info, err)
+	}
+}
+
+func TestTheHostGetsAnotherName(t *testing.T) {
+	client, server := testbed.Pair(t)
+	s := newSetup(t, client, testbed.Build(t, "flatd", ""), "")
+	command := fmt.Sprintf("hostname localhost && exec %q --config %q", s.binary, s.write(t))
+	s.binary, s.args = "unshare", []string{"--uts", "--", "sh", "-c", command}
+	p := s.start(t)
+	tr := newTraffic(t, client, server)
+	named := func(result, name string) func(event) bool {
+		return func(e event) bool { return isResult(result, "client")(e) && e.Observer.Hostname == name }
+	}
+	tr.connect(server.V4)
+	p.wait("a handshake", named("established", "localhost"))
+	testbed.Run(t, "nsenter", "-t", fmt.Sprint(p.cmd.Process.Pid), "--uts", "hostname", "web1.example.com")
+	p.wait("the news", func(e event) bool { return e.Event.Action == "config" && e.Observer.Hostname == "web1.example.com" })
+	tr.connect(server.V4)
+	p.wait("a handshake after it", named("established", "web1.example.com"))
+	if got := p.status().Host; got != "web1.example.com" {
+		t.Errorf("the status is of %s", got)
 	}
 }
 

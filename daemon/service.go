@@ -164,6 +164,7 @@ func (s *service) report(ctx context.Context, d *Daemon) error {
 			return nil
 		case <-tick.C:
 		}
+		d.followName()
 		d.pipeline.ReportRefused()
 		message := "STATUS=" + d.statusLine()
 		if stuck := d.Stuck(); stuck == "" {

@@ -37,7 +37,7 @@ func (d *Daemon) makeQueues(c config.Config, old *config.Config) (queues []*outp
 	if o.Journald.Enabled && d.journald() {
 		add("journald", o.Journald.Queue, o.Journald == was.Journald, func() (outputs.Output, error) {
 			return outputs.NewJournal(outputs.JournalOptions{
-				Host: &d.host, Profile: o.Journald.Profile, NoObjectUnit: !o.Journald.ObjectUnit,
+				Host: d.host.Load, Profile: o.Journald.Profile, NoObjectUnit: !o.Journald.ObjectUnit,
 				SuccessRate: o.Journald.SuccessesPerSecond, SuccessBurst: o.Journald.SuccessesBurst,
 				FailureRate: o.Journald.FailuresPerSecond, FailureBurst: o.Journald.FailuresBurst,
 			})
@@ -51,7 +51,7 @@ func (d *Daemon) makeQueues(c config.Config, old *config.Config) (queues []*outp
 	if o.Stdout.Enabled {
 		add("stdout", o.Stdout.Queue, o.Stdout == was.Stdout, func() (outputs.Output, error) {
 			return outputs.NewStdout(outputs.StdoutOptions{
-				Host: &d.host, Writer: os.Stdout, Format: o.Stdout.Format, Color: outputs.UseColor(os.Stdout),
+				Host: d.host.Load, Writer: os.Stdout, Format: o.Stdout.Format, Color: outputs.UseColor(os.Stdout),
 			})
 		})
 	}
@@ -73,7 +73,7 @@ func (d *Daemon) journald() bool {
 
 func (d *Daemon) natsOptions(c config.NATS) outputs.NATSOptions {
 	return outputs.NATSOptions{
-		Host: &d.host, URL: c.URL, Subject: c.Subject, Mode: c.Mode,
+		Host: d.host.Load, URL: c.URL, Subject: c.Subject, Mode: c.Mode,
 		Credentials: c.Credentials, NKey: c.NKey, Token: c.Token, User: c.User, Password: c.Password,
 		CA: c.TLSCA, Cert: c.TLSCert, Key: c.TLSKey,
 	}

@@ -22,7 +22,7 @@ func (d *Daemon) Status() (api.Status, error) {
 		return api.Status{}, err
 	}
 	s := api.Status{
-		Version: d.options.Version, Host: d.host.Name, Start: d.state.Start, Since: d.started,
+		Version: d.options.Version, Host: d.host.Load().Name, Start: d.state.Start, Since: d.started,
 		Programs: d.state.Object, Refused: d.state.Refused,
 		Interfaces: d.Interfaces(),
 		Books: api.Books{

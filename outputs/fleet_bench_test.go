@@ -69,7 +69,7 @@ type fleet []*NATS
 func newFleet(b *testing.B, urls string, hosts int) (all fleet) {
 	for n := range hosts {
 		host := &flows.Host{Name: fmt.Sprintf("web%d.example.com", n), BootID: fmt.Sprintf("%08x", n+1)}
-		out, err := NewNATS(NATSOptions{Host: host, URL: urls, Mode: ModeJetStream})
+		out, err := NewNATS(NATSOptions{Host: func() *flows.Host { return host }, URL: urls, Mode: ModeJetStream})
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -31,9 +31,9 @@ const (
 
 // JournalOptions configure a Journal. A zero field means the default.
 type JournalOptions struct {
-	Host    *flows.Host
-	Socket  string // default JournalSocket
-	Profile string // default ProfileBudget
+	Host    func() *flows.Host // as it is called at the moment
+	Socket  string             // default JournalSocket
+	Profile string             // default ProfileBudget
 
 	// NoObjectUnit leaves failures and slow exchanges out of the journal of
 	// the unit they are about.
@@ -48,7 +48,7 @@ type JournalOptions struct {
 // Journal writes events to journald. It speaks the native protocol itself,
 // because no event may wait for a journald that stalls.
 type Journal struct {
-	host    *flows.Host
+	host    func() *flows.Host
 	profile string
 	objects bool
 	socket  journalSocket
@@ -89,7 +89,7 @@ func (j *Journal) Write(ctx context.Context, events []*flows.Event) (Tally, erro
 			t.Withheld++
 			continue
 		}
-		j.entry = j.host.AppendJournal(j.entry[:0], e)
+		j.entry = j.host().AppendJournal(j.entry[:0], e)
 		if j.objects && notable(e) {
 			j.entry = flows.AppendObjectUnit(j.entry, e)
 		}

@@ -18,7 +18,7 @@ import (
 
 func newTestJournal(t testing.TB, o JournalOptions) *Journal {
 	t.Helper()
-	o.Host = testHost
+	o.Host = thisHost
 	j, err := NewJournal(o)
 	if err != nil {
 		t.Fatal(err)
@@ -212,7 +212,7 @@ func TestJournalProfiles(t *testing.T) {
 			t.Errorf("%s: %+v, %v; want %+v", profile, tally, err, want)
 		}
 	}
-	if _, err := NewJournal(JournalOptions{Host: testHost, Profile: "some"}); err == nil {
+	if _, err := NewJournal(JournalOptions{Host: thisHost, Profile: "some"}); err == nil {
 		t.Error("profile \"some\" passes")
 	}
 }

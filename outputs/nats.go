@@ -28,10 +28,10 @@ const (
 // NATSOptions configure a NATS. What authenticates is named by file, so that it
 // can be a systemd credential, and read anew at each connect.
 type NATSOptions struct {
-	Host    *flows.Host
-	URL     string // one or more servers, separated by commas
-	Subject string // default DefaultSubject; see ParseSubject
-	Mode    string // default ModeAuto
+	Host    func() *flows.Host // as it is called at the moment
+	URL     string             // one or more servers, separated by commas
+	Subject string             // default DefaultSubject; see ParseSubject
+	Mode    string             // default ModeAuto
 
 	// At most one of these four.
 	Credentials string // file of a user's JWT and seed
@@ -169,7 +169,7 @@ func persistent(name string) []nats.Option {
 
 // behaviour is how the connection for events is kept.
 func (n *NATS) behaviour() []nats.Option {
-	return append(persistent("flatd on "+n.options.Host.Name),
+	return append(persistent("flatd on "+n.options.Host().Name),
 		nats.SkipSubjectValidation(), // ParseSubject did it
 		nats.ConnectHandler(n.up),
 		nats.ReconnectHandler(n.up),
@@ -374,7 +374,7 @@ func (n *NATS) slowDown(conn *nats.Conn) {
 
 // refusesFirst reports whether the subject of the first event is what err is about.
 func (n *NATS) refusesFirst(err error, events []*flows.Event) bool {
-	n.text = n.subject.Append(n.text[:0], n.options.Host, events[0])
+	n.text = n.subject.Append(n.text[:0], n.options.Host(), events[0])
 	return refusesSubject(err, string(n.text))
 }
 

@@ -43,7 +43,7 @@ func port(s *server.Server) int {
 
 func newTestNATS(t testing.TB, o NATSOptions) *NATS {
 	t.Helper()
-	o.Host = testHost
+	o.Host = thisHost
 	n, err := NewNATS(o)
 	if err != nil {
 		t.Fatal(err)
@@ -542,7 +542,7 @@ func TestNATSOptionErrors(t *testing.T) {
 		{NATSOptions{URL: url, Token: "/does/not/exist"}, "token: open /does/not/exist"},
 		{NATSOptions{URL: url, NKey: secret}, "nkey: "},
 	} {
-		c.options.Host = testHost
+		c.options.Host = thisHost
 		_, err := NewNATS(c.options)
 		if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "s3cret") {
 			t.Errorf("%+v: error %v, want one with %q", c.options, err, c.want)

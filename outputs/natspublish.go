@@ -91,7 +91,7 @@ func (n *NATS) prepare(ctx context.Context, conn *nats.Conn, events []*flows.Eve
 func (n *NATS) identify(out []outgoing, events []*flows.Event) {
 	n.text = n.text[:0]
 	for _, e := range events {
-		n.text = append(n.options.Host.AppendID(n.text, e), ' ')
+		n.text = append(n.options.Host().AppendID(n.text, e), ' ')
 	}
 	ids := string(n.text)
 	for i := range out {
@@ -129,7 +129,7 @@ func (n *NATS) messageOf(o *outgoing, e *flows.Event) *nats.Msg {
 		m = o.message
 	}
 	m.Subject, m.ids[0] = o.subject, o.id
-	m.Data = n.options.Host.AppendJSON(m.Data[:0], e)
+	m.Data = n.options.Host().AppendJSON(m.Data[:0], e)
 	return &m.Msg
 }
 
@@ -259,7 +259,7 @@ func (n *NATS) forgetRoutes() {
 
 // route finds the subject of e and, once for each subject, how to publish to it.
 func (n *NATS) route(ctx context.Context, conn *nats.Conn, e *flows.Event) (route, error) {
-	n.text = n.subject.Append(n.text[:0], n.options.Host, e)
+	n.text = n.subject.Append(n.text[:0], n.options.Host(), e)
 	if known, ok := n.routes[string(n.text)]; ok {
 		return known, nil
 	}

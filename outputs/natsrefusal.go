@@ -36,13 +36,13 @@ func (n *NATS) refused(e *flows.Event) *refusal {
 	if len(n.refusals) == 0 {
 		return nil
 	}
-	n.text = n.subject.Append(n.text[:0], n.options.Host, e)
+	n.text = n.subject.Append(n.text[:0], n.options.Host(), e)
 	return n.refusals[string(n.text)]
 }
 
 // learnRefusal remembers that the server does not take the subject of e.
 func (n *NATS) learnRefusal(e *flows.Event, why error) {
-	n.text = n.subject.Append(n.text[:0], n.options.Host, e)
+	n.text = n.subject.Append(n.text[:0], n.options.Host(), e)
 	r := n.refusals[string(n.text)]
 	if r == nil {
 		if len(n.refusals) >= routesMax {

@@ -106,7 +106,7 @@ func (s *NATSService) run(ctx context.Context) {
 // ends or the login has to be read anew.
 func (s *NATSService) serve(ctx context.Context) error {
 	stale := make(chan struct{}, 1)
-	conn, err := s.options.NATS.connect(append(persistent("flatd service on "+s.options.NATS.Host.Name),
+	conn, err := s.options.NATS.connect(append(persistent("flatd service on "+s.options.NATS.Host().Name),
 		nats.SetCustomDialer(&pacedDialer{ctx: ctx}),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			s.trouble(err)
@@ -133,7 +133,7 @@ func (s *NATSService) serve(ctx context.Context) error {
 
 // register adds the service to a connection, which need not be there yet.
 func (s *NATSService) register(conn *nats.Conn) error {
-	host := s.options.NATS.Host.Name
+	host := s.options.NATS.Host().Name
 	service, err := micro.AddService(conn, micro.Config{
 		Name:        ServiceName,
 		Version:     semanticVersion(s.options.Version),

@@ -25,7 +25,7 @@ const echoSubject = "srv.flatd.web1_example_com.echo"
 func newTestService(t *testing.T, o NATSOptions) (*NATSService, chan error) {
 	t.Helper()
 	refused := make(chan error, 100)
-	o.Host = testHost
+	o.Host = thisHost
 	s, err := NewNATSService(ServiceOptions{
 		NATS: o, Version: "v1.2.3-4-gabcdef0",
 		Endpoints: []Endpoint{{Name: "echo", Answer: func(q url.Values) (any, error) {

@@ -11,6 +11,8 @@ import (
 
 var testHost = &flows.Host{Name: "web1.example.com", BootID: "6f1c0d2e"}
 
+func thisHost() *flows.Host { return testHost }
+
 // sample is exchange n: a TCP handshake that went well.
 func sample(n uint64) *flows.Event {
 	return &flows.Event{

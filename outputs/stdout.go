@@ -14,10 +14,10 @@ import (
 
 // StdoutOptions configure a Stdout.
 type StdoutOptions struct {
-	Host   *flows.Host
-	Writer io.Writer // os.Stdout as a rule; it stays open
-	Format string    // "json" (default) or "text"
-	Color  bool      // text only; see UseColor
+	Host   func() *flows.Host // as it is called at the moment
+	Writer io.Writer          // os.Stdout as a rule; it stays open
+	Format string             // "json" (default) or "text"
+	Color  bool               // text only; see UseColor
 }
 
 // Stdout writes events as lines: JSON for programs, text for people.
@@ -39,9 +39,9 @@ func NewStdout(o StdoutOptions) (*Stdout, error) {
 	s := &Stdout{writer: o.Writer}
 	switch o.Format {
 	case "", "json":
-		s.append = func(dst []byte, e *flows.Event) []byte { return append(o.Host.AppendJSON(dst, e), '\n') }
+		s.append = func(dst []byte, e *flows.Event) []byte { return append(o.Host().AppendJSON(dst, e), '\n') }
 	case "text":
-		s.append = func(dst []byte, e *flows.Event) []byte { return append(o.Host.AppendLine(dst, e, o.Color), '\n') }
+		s.append = func(dst []byte, e *flows.Event) []byte { return append(o.Host().AppendLine(dst, e, o.Color), '\n') }
 	default:
 		return nil, fmt.Errorf("stdout: format %q: must be %q or %q", o.Format, "json", "text")
 	}

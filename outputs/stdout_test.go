@@ -20,7 +20,7 @@ import (
 
 func newTestStdout(t testing.TB, o StdoutOptions) *Stdout {
 	t.Helper()
-	o.Host = testHost
+	o.Host = thisHost
 	s, err := NewStdout(o)
 	if err != nil {
 		t.Fatal(err)
@@ -225,7 +225,7 @@ func TestStdoutLeavesFileAlone(t *testing.T) {
 		return flags
 	}
 	before := mode()
-	out, err := NewStdout(StdoutOptions{Host: testHost, Writer: w})
+	out, err := NewStdout(StdoutOptions{Host: thisHost, Writer: w})
 	if err != nil {
 		t.Fatal(err)
 	}

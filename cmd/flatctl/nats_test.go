@@ -41,7 +41,7 @@ type publishers struct {
 func newPublishers(t *testing.T, url string, hosts ...string) *publishers {
 	f := &publishers{t: t, url: url, hosts: make(map[string]*outputs.NATS)}
 	for i, name := range hosts {
-		out, err := outputs.NewNATS(outputs.NATSOptions{URL: url, Host: &flows.Host{Name: name, BootID: fmt.Sprintf("%08x", i)}})
+		out, err := outputs.NewNATS(outputs.NATSOptions{URL: url, Host: func() *flows.Host { return &flows.Host{Name: name, BootID: fmt.Sprintf("%08x", i)} }})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -39,7 +39,7 @@ const patience = time.Minute
 
 func newHall(t *testing.T, l limits) *hall {
 	t.Helper()
-	h := &hall{Control: New(nobody{}, nil, &flows.Host{Name: "h"}, pipeline.NewRecent()), socket: filepath.Join(t.TempDir(), "s")}
+	h := &hall{Control: New(nobody{}, nil, func() *flows.Host { return &flows.Host{Name: "h"} }, pipeline.NewRecent()), socket: filepath.Join(t.TempDir(), "s")}
 	h.clients = newClients(l, slog.New(slog.DiscardHandler))
 	listener, err := net.Listen("unix", h.socket)
 	if err != nil {

@@ -43,12 +43,12 @@ type Daemon interface {
 type Control struct {
 	daemon   Daemon
 	pipeline *pipeline.Pipeline
-	host     *flows.Host
+	host     func() *flows.Host
 	recent   *pipeline.Recent
 }
 
 // New makes one. The daemon is asked only once Serve, Histograms or AppendArray is called.
-func New(daemon Daemon, p *pipeline.Pipeline, host *flows.Host, recent *pipeline.Recent) *Control {
+func New(daemon Daemon, p *pipeline.Pipeline, host func() *flows.Host, recent *pipeline.Recent) *Control {
 	return &Control{daemon, p, host, recent}
 }
 
@@ -188,7 +188,7 @@ func (c *Control) AppendArray(dst []byte, events []flows.Event) []byte {
 		if i > 0 {
 			dst = append(dst, ',')
 		}
-		dst = c.host.AppendJSON(append(dst, '\n'), &events[i])
+		dst = c.host().AppendJSON(append(dst, '\n'), &events[i])
 	}
 	return append(dst, "\n]\n"...)
 }
@@ -216,13 +216,13 @@ func (c *Control) serveEvents(w http.ResponseWriter, r *http.Request) {
 		events = c.recent.Latest(q.Limit, q.Match)
 	}
 	stream := eventStream{
-		response: http.NewResponseController(w), writer: w, append: c.host.AppendJSON,
+		response: http.NewResponseController(w), writer: w, append: func(dst []byte, e *flows.Event) []byte { return c.host().AppendJSON(dst, e) },
 		patience: clientOf(r).clients.limits.read,
 	}
 	contentType := "application/x-ndjson"
 	if q.Text {
 		contentType = "text/plain; charset=utf-8"
-		stream.append = func(dst []byte, e *flows.Event) []byte { return c.host.AppendLine(dst, e, q.Color) }
+		stream.append = func(dst []byte, e *flows.Event) []byte { return c.host().AppendLine(dst, e, q.Color) }
 	}
 	w.Header().Set("Content-Type", contentType)
 	if at, forgotten := c.recent.Oldest(); forgotten {

@@ -19,7 +19,7 @@ func (c *Control) Histograms(q api.HistogramQuery) (api.Histograms, error) {
 	if err != nil {
 		return api.Histograms{}, err
 	}
-	h := api.Histograms{Host: c.host.Name, Time: time.Now(), Parts: []api.HistogramPart{}}
+	h := api.Histograms{Host: c.host().Name, Time: time.Now(), Parts: []api.HistogramPart{}}
 	var total flows.Histogram
 	for labels, kernel := range mergeHistograms(all, c.pipeline.Names()) {
 		part := api.HistogramPart{Interface: labels.iface, Kind: labels.kind, Side: labels.side, Family: labels.family, Result: labels.result}
