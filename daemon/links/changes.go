@@ -12,9 +12,12 @@ import (
 )
 
 // changeGroups are the multicast groups of rtnetlink(7) that report what
-// decides over the interfaces: the interfaces themselves, default routes, and
-// what else is attached to the interfaces.
-var changeGroups = []uint32{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_TC}
+// decides over the interfaces: the interfaces themselves, what default routes come
+// from, and what else is attached to the interfaces.
+var changeGroups = []uint32{
+	unix.RTNLGRP_LINK, unix.RTNLGRP_TC,
+	unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_NEXTHOP,
+}
 
 // changes is a subscription to these groups. What a message says does not matter,
 // because the receiver of C reads everything anew. So lost messages do no harm, as
@@ -86,7 +89,7 @@ func (c *changes) receive(raw syscall.RawConn, buffer []byte) (n int, err error)
 
 // matters reports whether one of the messages of a datagram may change what is
 // to be attached where. Routes come and go by the thousand on a router; of
-// those, only default ones do.
+// those, only default ones and their parts do.
 func matters(datagram []byte) bool {
 	for len(datagram) >= unix.SizeofNlMsghdr {
 		length := binary.NativeEndian.Uint32(datagram)
@@ -96,8 +99,8 @@ func matters(datagram []byte) bool {
 		}
 		switch body := datagram[unix.SizeofNlMsghdr:length]; kind {
 		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-			const prefixLength = 1 // its place in struct rtmsg
-			if len(body) <= prefixLength || body[prefixLength] == 0 {
+			const family, prefixLength = 0, 1 // their places in struct rtmsg
+			if len(body) <= prefixLength || int(body[prefixLength]) <= partMax[int(body[family])] {
 				return true
 			}
 		default:

@@ -349,7 +349,7 @@ func listDevices(routes bool) ([]device, error) {
 	}
 	var defaults map[int]bool
 	if routes {
-		if defaults, err = defaultInterfaces(); err != nil {
+		if defaults, err = defaultInterfaces(all); err != nil {
 			return nil, err
 		}
 	}
@@ -423,32 +423,4 @@ func linkLayer(encap string) (l3 bool, unsupported string) {
 		return true, ""
 	}
 	return false, encap
-}
-
-// defaultInterfaces finds the interfaces with a default route of either family
-// in the main table.
-func defaultInterfaces() (map[int]bool, error) {
-	indexes := make(map[int]bool)
-	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := consistent(func() ([]netlink.Route, error) {
-			return netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
-		})
-		if err != nil {
-			return nil, fmt.Errorf("list routes: %w", err)
-		}
-		for _, r := range routes {
-			if r.Dst != nil {
-				if ones, _ := r.Dst.Mask.Size(); ones != 0 {
-					continue
-				}
-			}
-			if r.LinkIndex > 0 {
-				indexes[r.LinkIndex] = true
-			}
-			for _, hop := range r.MultiPath {
-				indexes[hop.LinkIndex] = true
-			}
-		}
-	}
-	return indexes, nil
 }
