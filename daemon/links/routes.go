@@ -31,7 +31,7 @@ func defaultInterfaces(devices []netlink.Link) (map[int]bool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look up routes: %w", err)
 	}
-	defer handle.Delete()
+	defer handle.Close()
 	indexes := make(map[int]bool)
 	for family, destinations := range probes {
 		lookups, err := lookupsOf(handle, family, devices)
