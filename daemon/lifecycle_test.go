@@ -292,6 +292,21 @@ func TestATimeNamespaceIsRefused(t *testing.T) {
 	}
 }
 
+// Whoever may read the directory of the socket may lock that.
+func TestALockOnTheDirectoryHoldsUpNoStart(t *testing.T) {
+	client, _ := testbed.Pair(t)
+	s := newSetup(t, client, testbed.Build(t, "flatd", ""), "")
+	dir, err := os.Open(s.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	s.start(t)
+}
+
 // What is no socket may be somebody's data.
 func TestNothingButASocketIsRemoved(t *testing.T) {
 	client, _ := testbed.Pair(t)

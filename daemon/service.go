@@ -67,7 +67,7 @@ func listenControl(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("create the directory of the control socket: %w", err)
 	}
-	unlock, err := lockDir(filepath.Dir(path)) // against a flatd with another state
+	unlock, err := lockSocket(path) // against a flatd with another state
 	if err != nil {
 		return nil, fmt.Errorf("open the control socket: %w", err)
 	}
@@ -98,15 +98,17 @@ func listenControl(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// lockDir waits until no other process has locked a directory.
-func lockDir(dir string) (unlock func(), err error) {
-	f, err := os.Open(dir)
+// lockSocket waits until no other process has the lock of a socket. That is a file which
+// stays, and not the directory: anybody who may read that could lock it, and so hold up the
+// start for ever.
+func lockSocket(path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path+".lock", os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("lock %s: %w", dir, err)
+		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
 	}
 	return func() { f.Close() }, nil
 }
