@@ -49,7 +49,7 @@ func (a *Attacher) aheadOfLink(index int, d direction) (ahead []string, err erro
 	return othersInChain(index, d, own.ID)
 }
 
-// othersInChain tells of the tcx programs of others that stand before a link of ours, which
+// othersInChain lists the tcx programs of others that stand before a link of ours, which
 // may be none.
 func othersInChain(index int, d direction, own link.ID) (others []string, err error) {
 	chain, err := tcxChain(index, d)

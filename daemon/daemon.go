@@ -226,15 +226,15 @@ func (d *Daemon) followName() {
 	now := *d.host.Load()
 	before := now.Name
 	name, err := os.Hostname()
-	if err != nil || name == before {
+	// The caller feeds the watchdog, so it does not wait for a reload, which serves NATS as well.
+	if err != nil || name == before || !d.reloading.TryLock() {
 		return
 	}
+	defer d.reloading.Unlock()
 	now.Name = name
 	d.host.Store(&now)
 	d.log.Info("the host has another name", "name", name, "before", before)
 	d.pipeline.Status(flows.ActionConfig, flows.Interface{}, fmt.Sprintf("the host is called %s now, and was %s", name, before))
-	d.reloading.Lock() // which serves NATS as well
-	defer d.reloading.Unlock()
 	d.serveNATS(d.Config().Outputs.NATS)
 }
 
